@@ -1,0 +1,340 @@
+"""What every storage of a bundle offers: the interface, and the parts that the backends share."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import errno
+import hashlib
+import io
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, BinaryIO, Final, Self
+
+from mlflow_bundle import _layout
+from mlflow_bundle._redact import redact_uri
+from mlflow_bundle.errors import CorruptError, NotFoundError, StorageError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+__all__ = [
+    "MIB",
+    "RangeFile",
+    "Staged",
+    "Storage",
+    "check_name",
+    "checked_path",
+    "damaged",
+    "missing",
+    "open_new",
+    "storage_error",
+    "sweep",
+]
+
+MIB: Final = 2**20
+#: Unfinished writes older than this many seconds belong to nobody who still lives.
+_LEFTOVER_AGE: Final = 24 * 3600
+
+
+class Storage(abc.ABC):
+    """The root of a bundle. Paths are relative to it and use ``/``. Objects may be read and put from several threads."""
+
+    #: Where the bundle is, for messages: as given, without credentials.
+    url: str
+
+    @abc.abstractmethod
+    def read(self, path: str) -> bytes:
+        """All bytes of a file.
+
+        Raises:
+            NotFoundError: there is none (code ``object-missing``).
+            StorageError: the storage failed or refused.
+        """
+
+    @abc.abstractmethod
+    def read_range(self, path: str, start: int, length: int) -> bytes:
+        """Exactly ``length`` bytes from ``start``.
+
+        Raises:
+            CorruptError: the file ends before.
+            NotFoundError: there is no such file.
+        """
+
+    @abc.abstractmethod
+    def open(self, path: str) -> BinaryIO:
+        """A file for random access: few requests for a Parquet footer and its row groups, or for a long sequential read.
+
+        Raises:
+            NotFoundError: there is no such file.
+        """
+
+    @abc.abstractmethod
+    def size(self, path: str) -> int | None:
+        """The bytes of a file, or None when there is none."""
+
+    @abc.abstractmethod
+    def list(self, folder: str) -> dict[str, int]:
+        """Every file below a folder (``""``: the root), sorted: path relative to the root -> bytes. Empty when absent."""
+
+    @abc.abstractmethod
+    def stage(self) -> Staged:
+        """A new temporary local file, hashed while it is written. Nothing of the bundle changes."""
+
+    @abc.abstractmethod
+    def put(self, staged: Staged, path: str) -> bool:
+        """Publish a staged file. False when there is a file of that name already: an object of the same size, or a
+        document such as the marker whatever its content. It survives a power loss at the latest when ``commit`` begins.
+
+        Raises:
+            StorageError: the storage failed or refused, or the object there has another size (code ``object-damaged``).
+        """
+
+    def put_bytes(self, data: bytes, path: str) -> bool:
+        """``put`` of bytes in memory."""
+        with self.stage() as staged:
+            staged.write(data)
+            return self.put(staged, path)
+
+    @abc.abstractmethod
+    def commit(self, data: bytes, path: str) -> None:
+        """Write a file whose name carries its digest (a snapshot), after everything that was put before.
+
+        Any error is answered by reading back. Nothing is ever deleted; running again is safe.
+
+        Raises:
+            StorageError: it was not committed.
+            CommitUnknownError: nobody can say whether it was.
+        """
+
+    def flush(self) -> None:
+        """Make what was committed visible, where ``commit`` alone cannot (one file). Raises as ``commit`` does."""
+
+    def damage(self) -> Iterator[str]:
+        """A sentence for each damage in bytes that belong to no file of the bundle: the framing of the one-file form."""
+        yield from ()
+
+    def close(self) -> None:
+        """Release files and connections, and discard what was staged and never put."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class Staged(io.RawIOBase):
+    """A temporary local file that is hashed while it is written; leaving its ``with`` block discards it if never put.
+
+    It cannot seek, so that what was hashed is what lies there.
+    """
+
+    def __init__(self, path: Path, url: str) -> None:
+        super().__init__()
+        self.path = path
+        self.size = 0
+        self._url = url
+        self._hash = hashlib.sha256()
+        self._file = path.open("xb", buffering=MIB)
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of all that was written so far, in hex."""
+        return self._hash.hexdigest()
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        view = memoryview(data).cast("B")
+        with self._writing():
+            self._file.write(view)
+        self._hash.update(view)
+        self.size += len(view)
+        return len(view)
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.size
+
+    def flush(self) -> None:
+        if not self._file.closed:
+            with self._writing():
+                self._file.flush()
+
+    def finish(self) -> None:
+        """No more writes. May be called again."""
+        with self._writing():
+            self._file.close()
+
+    def close(self) -> None:
+        try:
+            self.finish()
+        finally:
+            super().close()
+
+    def reopen(self) -> BinaryIO:
+        """What was written, for reading."""
+        self.finish()
+        return self.path.open("rb")
+
+    def discard(self) -> None:
+        """Remove the temporary file, if it is still there."""
+        # A full disk makes the last flush fail again; the file goes anyway.
+        with contextlib.suppress(OSError, StorageError):
+            self.close()
+        self.path.unlink(missing_ok=True)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.discard()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise storage_error(error, f"write a temporary file for {self._url} in {self.path.parent}") from error
+
+
+class RangeFile(io.BufferedIOBase):
+    """A seekable file over a function that fetches ranges. One window is kept; it grows while reads are sequential."""
+
+    _FIRST: Final = MIB
+    _LARGEST: Final = 16 * MIB
+
+    def __init__(self, fetch: Callable[[int, int], bytes], size: int) -> None:
+        self._fetch = fetch
+        self._size = size
+        self._at = 0
+        self._start = 0
+        self._window = b""
+        self._ahead = self._FIRST
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        if base + offset < 0:
+            raise ValueError(f"cannot seek to {base + offset}")
+        self._at = base + offset
+        return self._at
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(self._size - self._at, 0)
+        wanted = left if size is None or size < 0 else min(size, left)
+        data = self._cached(wanted)
+        rest = wanted - len(data)
+        if rest >= self._LARGEST:  # not worth keeping
+            data += self._fetch(self._at, rest)
+            self._at += rest
+            self._start, self._window = self._at, b""
+        elif rest:
+            self._refill(rest)
+            data += self._cached(rest)
+        return data
+
+    read1 = read
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        view = memoryview(buffer).cast("B")
+        data = self.read(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def _cached(self, wanted: int) -> bytes:
+        offset = self._at - self._start
+        if not 0 <= offset < len(self._window):
+            return b""
+        data = self._window[offset : offset + wanted]
+        self._at += len(data)
+        return data
+
+    def _refill(self, wanted: int) -> None:
+        sequential = self._at == self._start + len(self._window)
+        self._ahead = min(self._ahead * 2, self._LARGEST) if sequential else self._FIRST
+        length = min(max(wanted, self._ahead), self._size - self._at)
+        self._window = self._fetch(self._at, length)
+        self._start = self._at
+
+
+def open_new(folder: Path) -> Path:
+    """A path in ``folder`` that nothing has yet."""
+    return folder / secrets.token_hex(12)
+
+
+def sweep(folder: Path, pattern: str) -> list[Path]:
+    """What is left of writers that died, by its last change."""
+    horizon = time.time() - _LEFTOVER_AGE
+    found = []
+    for path in folder.glob(pattern):
+        with contextlib.suppress(FileNotFoundError):  # its writer has just finished
+            if path.lstat().st_mtime < horizon:
+                found.append(path)
+    return found
+
+
+def check_name(staged: Staged, path: str) -> None:
+    """Objects are named by their content: anything else is a mistake of the caller."""
+    expected = _layout.object_hex(path)
+    if path.startswith(f"{_layout.OBJECTS}/") and expected != staged.sha256:
+        raise ValueError(f"the content of {path} has the SHA-256 {staged.sha256}")
+
+
+def checked_path(path: str) -> str:
+    """``path``, which may come from a hostile bundle, if it stays inside the root.
+
+    Raises:
+        CorruptError: it does not.
+    """
+    if any(part in ("", ".", "..") for part in path.split("/")) or "\\" in path or "\0" in path or ":" in path:
+        raise CorruptError(f"{path!r} is no path inside a bundle", code="E021")
+    return path
+
+
+def missing(path: str, url: str) -> NotFoundError:
+    """The error for a file that is not there."""
+    return NotFoundError(f"{path} is missing in {url}", code="object-missing")
+
+
+def damaged(path: str, url: str, *, found: int, expected: int) -> StorageError:
+    """The error for an object that cannot be what its name says."""
+    return StorageError(
+        f"{path} in {url} has {found:,} bytes where its content has {expected:,}: it is damaged, and nothing is overwritten",
+        code="object-damaged",
+        hint="run `mlflow-bundle verify`, move the damaged file out of the bundle, and run again",
+    )
+
+
+# Errors of the operating system that have an obvious next step: code, what happened, hint.
+_KNOWN: Final = {
+    errno.ENOSPC: ("no-space", "there is no space left", "free some space and run again"),
+    errno.EDQUOT: ("no-space", "the disk quota is used up", "free some space and run again"),
+    errno.EFBIG: ("no-space", "the file is larger than this place allows", "choose another place, or raise the limit"),
+    errno.EROFS: ("read-only", "this place is read-only", "choose a place that can be written"),
+    errno.EACCES: ("permission", "access is denied", "check the permissions, or give other credentials"),
+    errno.EPERM: ("permission", "access is denied", "check the permissions, or give other credentials"),
+}
+
+
+def storage_error(error: Exception, doing: str) -> StorageError:
+    """One clear sentence for an error of a file system. ``doing`` completes "cannot ..."."""
+    number = error.errno if isinstance(error, OSError) else None
+    known = _KNOWN.get(number) if number is not None else None
+    if known is None and isinstance(error, PermissionError):
+        known = _KNOWN[errno.EACCES]
+    doing = redact_uri(doing)
+    if known is not None:
+        code, what, hint = known
+        return StorageError(f"cannot {doing}: {what}", code=code, hint=hint)
+    said = redact_uri(" ".join(str(error).split())) or type(error).__name__
+    return StorageError(f"cannot {doing}: {said}")

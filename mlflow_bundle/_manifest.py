@@ -1,0 +1,252 @@
+"""The marker and the snapshots of a bundle: what makes objects an archive (spec/v1.md, sections 3 and 6)."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Final
+
+import msgspec
+
+from mlflow_bundle import _layout
+from mlflow_bundle._codec import LinesWriter, decode, encode, read_lines
+from mlflow_bundle._digests import digest_of, hex_of
+from mlflow_bundle._limits import DEFAULT_LIMITS, Limits, Targets
+from mlflow_bundle._readme import BUNDLE_README
+from mlflow_bundle._storage import Storage
+from mlflow_bundle.errors import (
+    BundleNotFoundError,
+    CorruptError,
+    LimitError,
+    NotFoundError,
+    StorageError,
+    UnsupportedError,
+)
+from mlflow_bundle.records import FORMAT, LAYOUT, Marker, ObjectRef, Snapshot
+
+__all__ = [
+    "Committed",
+    "commit_snapshot",
+    "ensure_marker",
+    "find_snapshot",
+    "load_snapshot",
+    "objects_of",
+    "read_marker",
+    "read_verified",
+    "snapshot_name",
+    "snapshot_stems",
+    "snapshots",
+]
+
+#: Features that this release can read and write beyond the base of layout 1.
+FEATURES: Final = frozenset[str]()
+
+
+class Committed(msgspec.Struct, frozen=True):
+    """A snapshot as it lies in a bundle. ``stem`` is its name, ``digest`` the root digest: SHA-256 of its bytes."""
+
+    stem: str
+    digest: str
+    snapshot: Snapshot
+
+
+def read_marker(storage: Storage, *, limits: Limits = DEFAULT_LIMITS) -> Marker:
+    """The marker of a bundle.
+
+    Raises:
+        BundleNotFoundError: there is none: nothing, an empty folder, or something else.
+        UnsupportedError: a layout or a feature that this release does not know.
+    """
+    try:
+        data = storage.read(_layout.MARKER)
+    except NotFoundError as error:
+        raise BundleNotFoundError(
+            f"there is no bundle at {storage.url} (no {_layout.MARKER} in it)",
+            hint="check the path; `mlflow-bundle pack` makes a new bundle",
+        ) from error
+    marker = decode(data, Marker, name=_layout.MARKER, limits=limits)
+    if marker.format != FORMAT:
+        raise BundleNotFoundError(f"{storage.url} is of the format {marker.format!r}, not an {FORMAT}")
+    _check_version(marker.layout, marker.requires.read, storage.url)
+    if marker.hash != "sha256":
+        raise UnsupportedError(f"{storage.url} uses the hash {marker.hash!r}; layout {LAYOUT} knows sha256 only")
+    return marker
+
+
+def _check_version(layout: int, features: tuple[str, ...], where: str) -> None:
+    if layout != LAYOUT:
+        raise UnsupportedError(
+            f"{where} has layout {layout}; this release reads layout {LAYOUT}",
+            hint="a newer mlflow-bundle reads it: pip install --upgrade mlflow-bundle",
+            code="newer-layout",
+        )
+    unknown = sorted(set(features) - FEATURES)
+    if unknown:
+        raise UnsupportedError(
+            f"{where} needs features that this release lacks: {', '.join(unknown)}",
+            hint="a newer mlflow-bundle reads it: pip install --upgrade mlflow-bundle",
+            code="unknown-feature",
+        )
+
+
+def ensure_marker(storage: Storage) -> Marker:
+    """The marker of the bundle, made first where there is nothing yet.
+
+    Raises:
+        StorageError: there are other files already.
+        UnsupportedError: this release must not write into that bundle.
+    """
+    if storage.size(_layout.MARKER) is None:
+        foreign = [path for path in storage.list("") if not path.startswith(f"{_layout.STAGING}/")]
+        ours = {_layout.README}
+        if any(path not in ours and not path.startswith(f"{_layout.OBJECTS}/") for path in foreign):
+            raise StorageError(
+                f"{storage.url} holds other files and no bundle (for example {min(foreign)!r})",
+                hint="pack into an empty or a new place",
+                code="foreign-files",
+            )
+        marker = Marker(format=FORMAT, layout=LAYOUT, bundle_id=uuid.uuid4().hex)
+        if storage.size(_layout.README) is None:
+            storage.put_bytes(BUNDLE_README.encode(), _layout.README)
+        storage.put_bytes(encode(marker), _layout.MARKER)
+    marker = read_marker(storage)
+    unknown = sorted(set(marker.requires.write) - FEATURES)
+    if unknown:
+        raise UnsupportedError(f"writing into {storage.url} needs features that this release lacks: {', '.join(unknown)}")
+    return marker
+
+
+def snapshot_stems(storage: Storage) -> list[str]:
+    """The names of the snapshot files, newest first. A file that is no snapshot's is not among them."""
+    found = (_layout.snapshot_stem(path) for path in storage.list(_layout.SNAPSHOTS))
+    return sorted((stem for stem in found if stem is not None), reverse=True)
+
+
+def load_snapshot(storage: Storage, stem: str, *, limits: Limits = DEFAULT_LIMITS) -> Committed:
+    """One snapshot by its name.
+
+    Raises:
+        CorruptError: its bytes do not match its name (it was never committed, or was damaged since).
+        UnsupportedError: it needs a newer release.
+    """
+    path = _layout.snapshot_path(stem)
+    size = storage.size(path)
+    if size is not None and size > limits.snapshot_bytes:
+        raise LimitError(f"{path} has {size:,} bytes, more than {limits.snapshot_bytes:,}", code="E093")
+    data = storage.read(path)
+    if hex_of(data)[:16] != stem.rpartition("-")[2]:
+        raise CorruptError(f"{path} does not match its name: it is torn or damaged", code="E020")
+    header = decode(data, _Header, name=path, limits=limits)
+    _check_version(header.layout, header.requires.read, f"snapshot {stem}")
+    return Committed(stem, digest_of(data), decode(data, Snapshot, name=path, limits=limits))
+
+
+class _Header(msgspec.Struct):
+    """What must be understood of a snapshot before the rest is looked at."""
+
+    layout: int
+    requires: _HeaderRequires
+
+
+class _HeaderRequires(msgspec.Struct):
+    read: tuple[str, ...] = ()
+
+
+def snapshots(storage: Storage, *, limits: Limits = DEFAULT_LIMITS) -> Iterator[Committed]:
+    """The committed snapshots, newest first. One that does not match its name was never committed and is passed over."""
+    for stem in snapshot_stems(storage):
+        try:
+            yield load_snapshot(storage, stem, limits=limits)
+        except CorruptError as error:
+            if error.code != "E020":
+                raise
+
+
+def find_snapshot(storage: Storage, wanted: str | None, *, limits: Limits = DEFAULT_LIMITS) -> Committed:
+    """The newest snapshot, or the one whose name, hex id or root digest starts with ``wanted``.
+
+    Raises:
+        NotFoundError: there is none, or more than one.
+    """
+    if wanted is None:
+        for committed in snapshots(storage, limits=limits):
+            return committed
+        raise NotFoundError(
+            f"{storage.url} has no snapshot yet", code="no-snapshot", hint="an interrupted pack is resumed by running it again"
+        )
+    text = wanted.removeprefix("sha256:")
+    stems = snapshot_stems(storage)
+    found = [stem for stem in stems if stem.startswith(text) or stem.rpartition("-")[2].startswith(text[:16])]
+    if len(found) != 1:
+        what = "no snapshot" if not found else f"{len(found)} snapshots"
+        raise NotFoundError(
+            f"{storage.url} has {what} named {wanted!r}", code="snapshot-not-found", hint="`mlflow-bundle log` lists them"
+        )
+    return load_snapshot(storage, found[0], limits=limits)
+
+
+def read_verified(storage: Storage, path: str, *, limit: int) -> bytes:
+    """A whole object, checked against the SHA-256 that is its name.
+
+    Raises:
+        CorruptError: it has other bytes.
+        LimitError: it is larger than ``limit`` bytes.
+    """
+    expected = _layout.object_hex(path)
+    if expected is None:
+        raise CorruptError(f"{path!r} is not the path of an object", code="E021")
+    size = storage.size(path)
+    if size is not None and size > limit:
+        raise LimitError(f"{path} has {size:,} bytes, more than {limit:,}", code="E094")
+    data = storage.read(path)
+    if hex_of(data) != expected:
+        raise CorruptError(f"{path} does not have the SHA-256 of its name", code="E022")
+    return data
+
+
+def objects_of(storage: Storage, snapshot: Snapshot, *, limits: Limits = DEFAULT_LIMITS) -> list[ObjectRef]:
+    """Every object that a snapshot needs, those of its object lists and the lists themselves included."""
+    refs = [*snapshot.objects, *snapshot.object_lists]
+    for listing in snapshot.object_lists:
+        data = read_verified(storage, listing.path, limit=limits.records_bytes)
+        lines = read_lines(data, name=listing.path, limits=limits)
+        refs.extend(decode(line, ObjectRef, name=listing.path, limits=limits) for line in lines)
+    return refs
+
+
+def commit_snapshot(storage: Storage, snapshot: Snapshot, *, targets: Targets) -> Committed:
+    """Write the snapshot document: the commit. Its object list moves into objects of its own where it is too long.
+
+    Raises:
+        StorageError: it was not committed.
+        CommitUnknownError: nobody can say.
+    """
+    data = encode(snapshot)
+    if len(data) > targets.inline_bytes:
+        snapshot = _with_lists(storage, snapshot, targets)
+        data = encode(snapshot)
+    stem = snapshot_name(snapshot.created_at, data)
+    storage.commit(data, _layout.snapshot_path(stem))
+    storage.flush()
+    return Committed(stem, digest_of(data), snapshot)
+
+
+def snapshot_name(created_at: int, data: bytes) -> str:
+    """``<UTC with milliseconds>-<first 16 hex digits of SHA-256>``: names sort by time."""
+    seconds, milliseconds = divmod(created_at, 1000)
+    when = datetime.fromtimestamp(seconds, UTC).strftime("%Y%m%dT%H%M%S")
+    return f"{when}.{milliseconds:03}Z-{hex_of(data)[:16]}"
+
+
+def _with_lists(storage: Storage, snapshot: Snapshot, targets: Targets) -> Snapshot:
+    with storage.stage() as staged:
+        writer = LinesWriter(staged, frame_bytes=targets.frame_bytes)
+        for ref in snapshot.objects:
+            writer.add(encode(ref))
+        writer.close()
+        staged.finish()
+        path = _layout.object_path(_layout.LISTS, staged.sha256)
+        storage.put(staged, path)
+        listing = ObjectRef(role=_layout.LISTS, path=path, size=staged.size, rows=writer.rows, content=writer.content)
+    return msgspec.structs.replace(snapshot, objects=(), object_lists=(listing,))

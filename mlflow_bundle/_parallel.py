@@ -1,0 +1,85 @@
+"""Bounded concurrency: a window over any ``concurrent.futures.Executor``, and a producer one step ahead."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
+from typing import TypeVar
+
+__all__ = ["bounded_map", "prefetch"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def bounded_map(executor: Executor, function: Callable[[Item], Result], items: Iterable[Item], window: int) -> Iterator[Result]:
+    """The results in the order of the items, with at most ``window`` items in flight.
+
+    The first error is raised where its result would have come, and what was not started yet is cancelled.
+    """
+    flying: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            flying.append(executor.submit(function, item))
+            if len(flying) >= window:
+                yield flying.popleft().result()
+        while flying:
+            yield flying.popleft().result()
+    finally:
+        for future in flying:
+            future.cancel()
+
+
+def prefetch(items: Iterator[Item], depth: int = 1) -> Iterator[Item]:
+    """The same items, produced by a thread of their own that is at most ``depth`` items ahead.
+
+    An error of the producer is raised where its item would have come. Leaving early ends the producer.
+    """
+    ready: queue.Queue[Item | _End] = queue.Queue(maxsize=depth)
+    left = threading.Event()
+
+    def produce() -> None:
+        error: BaseException | None = None
+        try:
+            for item in items:
+                if not _offer(ready, item, left):
+                    return
+        except BaseException as raised:  # noqa: BLE001 - it crosses to the consumer, which raises it
+            error = raised
+        finally:
+            close = getattr(items, "close", None)
+            if close is not None:
+                close()
+        _offer(ready, _End(error), left)
+
+    thread = threading.Thread(target=produce, name="mlflow-bundle-prefetch", daemon=True)
+    thread.start()
+    try:
+        while not isinstance(item := ready.get(), _End):
+            yield item
+        if item.error is not None:
+            raise item.error
+    finally:
+        left.set()
+        thread.join()
+
+
+class _End:
+    """The last thing that a producer says."""
+
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error
+
+
+def _offer(ready: queue.Queue[Item | _End], item: Item | _End, left: threading.Event) -> bool:
+    """Wait for room; False when the consumer is gone."""
+    while not left.is_set():
+        try:
+            ready.put(item, timeout=0.1)
+        except queue.Full:
+            continue
+        return True
+    return False

@@ -1,0 +1,50 @@
+"""The README inside every bundle: how to get everything out with tools that everybody has."""
+
+from typing import Final
+
+__all__ = ["BUNDLE_README"]
+
+BUNDLE_README: Final = """\
+# An MLflow bundle
+
+This folder (or ZIP file) is an archive of MLflow experiments and runs in the format mlflow-bundle, layout 1.
+Nothing in it is ever changed; new snapshots only add files. No special software is needed to read it.
+
+    mlflow-bundle.json        what this is
+    snapshots/*.json          one document per backup: counts, source, and the list of objects it needs
+    objects/records/          experiments and runs: JSON lines, zstd
+    objects/metrics/          metric histories: Parquet
+    objects/files/            which artifact file of which run has which content: Parquet
+    objects/index/            which content (SHA-256) lies where: Parquet
+    objects/packs/            small contents: ZIP files, each entry is named by the SHA-256 of its content
+    objects/blobs/            large contents, as they are
+    objects/views/            a table of the runs, derived from the rest: Parquet
+
+Check it. The SHA-256 of every file below objects/ is its name:
+
+    find objects -type f | while read -r f; do
+      n=$(basename "$f"); test "$(sha256sum < "$f" | cut -c1-64)" = "${n%%.*}" || echo "DAMAGED $f"
+    done
+
+See which objects the newest snapshot needs (older snapshots may share some and need others):
+
+    jq -r '.objects[].path' "$(ls snapshots/*.json | tail -n 1)"
+
+Read the runs:
+
+    zstd -dc objects/records/*.jsonl.zst | jq -c 'select(.kind == "run") | {run_id, run_name, status}'
+
+Read the metrics, in DuckDB:
+
+    select run_id, key, max(value) from 'objects/metrics/*.parquet' group by all;
+
+Get a file back. Look up its content, then where that content lies:
+
+    select path, sha256 from 'objects/files/*.parquet' where owner_id = '<run id>';
+    select * from 'objects/index/*.parquet' where sha256 = '<sha256>' order by part;
+
+    unzip -p objects/packs/ab/<pack>.zip <sha256> > model.pkl      # an object that is a pack
+    cp objects/blobs/ab/<sha256> model.pkl                         # an object that is a blob; several parts: cat them in order
+
+With the library: pip install mlflow-bundle; mlflow-bundle ls .; mlflow-bundle unpack . --tracking-uri URI
+"""

@@ -1,0 +1,105 @@
+"""From a tracking URI to a source or a target."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from mlflow_bundle._redact import redact_uri
+from mlflow_bundle.errors import UnsupportedError, UsageError
+from mlflow_bundle.tracking._port import MlflowSource, MlflowTarget
+
+__all__ = ["connect_source", "connect_target", "is_database", "resolve_tracking_uri"]
+
+_DATABASES: Final = ("sqlite", "postgresql", "postgres")
+_UNTESTED_DATABASES: Final = ("mysql", "mssql", "oracle")
+#: Where MLflow keeps its data when nobody says anything.
+_EMBEDDED: Final = "sqlite:///mlflow.db"
+
+
+def resolve_tracking_uri(tracking_uri: str | os.PathLike[str] | None) -> str:
+    """The tracking URI that was given, else ``MLFLOW_TRACKING_URI``, else MLflow's embedded default where it exists.
+
+    Raises:
+        UsageError: there is none of these.
+    """
+    if tracking_uri is not None:
+        text = os.fspath(tracking_uri)
+    else:
+        text = os.environ.get("MLFLOW_TRACKING_URI", "")
+        if not text and Path("mlflow.db").is_file():
+            text = _EMBEDDED
+        if not text:
+            raise UsageError(
+                "no MLflow server or database is named",
+                hint="give a tracking URI such as http://localhost:5000 or sqlite:///mlflow.db, or set MLFLOW_TRACKING_URI",
+            )
+    if "://" not in text and not text.startswith(("databricks", "arn:")):
+        if text.endswith((".db", ".sqlite", ".sqlite3")):
+            return f"sqlite:///{text}"
+        raise UnsupportedError(
+            f"{text!r} is a folder or an unknown URI: file stores such as ./mlruns cannot be read by this release",
+            hint="give http://..., sqlite:///FILE or postgresql://...; `mlflow migrate-filestore` makes a database of ./mlruns",
+        )
+    return text
+
+
+def is_database(uri: str) -> bool:
+    """Whether a tracking URI names a database that is read and written directly.
+
+    Raises:
+        UnsupportedError: a database of another kind.
+    """
+    scheme = uri.partition(":")[0].partition("+")[0].lower()
+    if scheme in _UNTESTED_DATABASES:
+        raise UnsupportedError(
+            f"{redact_uri(uri)} is a {scheme} database; SQLite and PostgreSQL are read and written directly",
+            hint="start a tracking server on it and give the server's http:// address",
+        )
+    return scheme in _DATABASES
+
+
+def connect_source(
+    uri: str,
+    *,
+    artifacts_destination: str | None = None,
+    artifact_storage_options: Mapping[str, Any] | None = None,
+    jobs: int | None = None,
+) -> MlflowSource:
+    """Open a server or a database for reading."""
+    if is_database(uri):
+        from mlflow_bundle.tracking._db_read import DatabaseSource  # noqa: PLC0415 - spares the other road its imports
+
+        return DatabaseSource(uri, artifacts_destination=artifacts_destination, storage_options=artifact_storage_options)
+    from mlflow_bundle.tracking._rest_read import RestSource  # noqa: PLC0415 - imports mlflow, a second and 150 MB
+
+    return RestSource(uri, artifacts_destination=artifacts_destination, storage_options=artifact_storage_options, jobs=jobs)
+
+
+def connect_target(
+    uri: str,
+    *,
+    bundle_id: str,
+    artifact_root: str | None = None,
+    artifacts_destination: str | None = None,
+    artifact_storage_options: Mapping[str, Any] | None = None,
+    jobs: int | None = None,
+) -> MlflowTarget:
+    """Open a server or a database for writing."""
+    if is_database(uri):
+        from mlflow_bundle.tracking._db_write import DatabaseTarget  # noqa: PLC0415
+
+        return DatabaseTarget(
+            uri,
+            artifact_root=artifact_root,
+            artifacts_destination=artifacts_destination,
+            bundle_id=bundle_id,
+            storage_options=artifact_storage_options,
+        )
+    from mlflow_bundle.tracking._rest_write import RestTarget  # noqa: PLC0415
+
+    if artifact_root is not None:
+        raise UsageError("artifact_root is for databases; a tracking server decides where its artifacts lie")
+    return RestTarget(uri, bundle_id=bundle_id, storage_options=artifact_storage_options, jobs=jobs)

@@ -1,0 +1,367 @@
+"""Connections to MLflow's databases through ADBC: URIs, dialects, reflection, checked columns.
+
+Nothing here imports MLflow. Every answer of a database comes as an Arrow table whose types are checked against a schema,
+because SQLite lets any column hold any type and its driver guesses types from the first rows.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import urllib.parse
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import adbc_driver_manager
+import adbc_driver_postgresql.dbapi
+import adbc_driver_sqlite.dbapi
+import pyarrow as pa
+
+from mlflow_bundle._redact import redact_uri
+from mlflow_bundle.errors import (
+    AuthError,
+    BundleError,
+    CorruptError,
+    NotFoundError,
+    ServerError,
+    UnsupportedError,
+    UsageError,
+)
+
+__all__ = ["Column", "Connection", "DatabaseUri", "columns_of", "literal", "literals", "parse_uri", "revision_of"]
+
+#: How long a locked SQLite database is waited for, in milliseconds.
+BUSY_MILLISECONDS: Final = 10_000
+#: Rows of one batch of the SQLite driver. It guesses types from the first batch, so bounded answers should fit into one.
+_BATCH_ROWS: Final = 1 << 20
+
+_SUPPORTED: Final = "sqlite:///<file> and postgresql://<user>:<password>@<host>/<database>"
+_SCHEME: Final = re.compile(r"(?P<dialect>[A-Za-z0-9]+)(?:\+(?P<driver>[A-Za-z0-9_]+))?://")
+#: What the drivers raise: the last one comes from a reader of batches.
+_DRIVER_ERRORS: Final = (adbc_driver_manager.Error, OSError, pa.ArrowException)
+_DENIED: Final = re.compile(r"authentication failed|no password supplied|role \".*\" does not exist|permission denied")
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseUri:
+    """A database as MLflow names it. ``path`` is the file of SQLite, ``libpq`` the URI for PostgreSQL's own library."""
+
+    text: str = field(repr=False)
+    dialect: Literal["sqlite", "postgresql"]
+    path: Path | None = None
+    libpq: str = field(default="", repr=False)
+
+    @property
+    def shown(self) -> str:
+        """The URI without credentials."""
+        return redact_uri(self.text)
+
+    @property
+    def is_sqlite(self) -> bool:
+        return self.dialect == "sqlite"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table. ``length`` is the limit in characters that the database enforces, if it does."""
+
+    name: str
+    nullable: bool
+    length: int | None = None
+
+
+def parse_uri(uri: str) -> DatabaseUri:
+    """Understand a database URI as MLflow takes it.
+
+    Raises:
+        UnsupportedError: another database, or a database in memory.
+        UsageError: not a database URI.
+    """
+    match = _SCHEME.match(uri)
+    if match is None:
+        raise UsageError(f"{redact_uri(uri)!r} is not a database URI", hint=f"write {_SUPPORTED}")
+    rest = uri[match.end() :]
+    if match["dialect"] == "sqlite":
+        return DatabaseUri(uri, "sqlite", path=_sqlite_path(uri, rest))
+    if match["dialect"] == "postgresql":
+        return DatabaseUri(uri, "postgresql", libpq="postgresql://" + rest)
+    raise UnsupportedError(f"databases of the kind {match['dialect']!r} are not supported", hint=f"supported are {_SUPPORTED}")
+
+
+def _sqlite_path(uri: str, rest: str) -> Path:
+    name, _, query = rest.removeprefix("/").partition("?")
+    if name.startswith("file:") and "uri=true" in query.lower():
+        name = urllib.parse.unquote(name.removeprefix("file:"))
+    if not rest.startswith("/") or not name or name.startswith(":memory:"):
+        raise UnsupportedError(f"{uri!r} names no file: a database in memory belongs to one process", hint="use a file")
+    return Path(name)
+
+
+def literal(text: str) -> str:
+    """``text`` as a string literal of SQL. Backslashes mean nothing in it (``standard_conforming_strings``)."""
+    if "\0" in text:
+        raise UsageError(f"{text!r} holds a NUL character, which no id or name in a database can")
+    return "'" + text.replace("'", "''") + "'"
+
+
+def literals(texts: Iterable[str]) -> str:
+    """``('a', 'b')`` for an SQL ``IN``."""
+    return "(" + ", ".join(map(literal, texts)) + ")"
+
+
+class Connection:
+    """One connection that many threads may use: a lock lets them in one at a time.
+
+    A read-only connection reads one snapshot of the database, from its opening to its end. A writing one starts a transaction
+    at the first statement after opening, ``commit`` or ``rollback``.
+
+    Raises (opening and every method):
+        NotFoundError: there is no such database.
+        AuthError: the database refuses these credentials.
+        ServerError: it cannot be reached, is locked, or failed.
+        CorruptError: a column holds what it must not.
+    """
+
+    def __init__(self, uri: DatabaseUri, *, read_only: bool) -> None:
+        self.uri = uri
+        self._lock = threading.RLock()
+        self._cursors = 0
+        self._frozen: tuple[int, int] | None = None
+        self._read_only = read_only
+        with self._errors():
+            self._connection: Any = self._open_sqlite() if uri.is_sqlite else self._open_postgresql()
+
+    def _open_postgresql(self) -> Any:
+        connection = adbc_driver_postgresql.dbapi.connect(self.uri.libpq)
+        with connection.cursor() as cursor:
+            if self._read_only:
+                cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            cursor.execute("SET standard_conforming_strings = on")
+        if not self._read_only:
+            connection.commit()
+        return connection
+
+    def _open_sqlite(self) -> Any:
+        path = self.uri.path
+        assert path is not None
+        if not path.is_file():
+            raise NotFoundError(
+                f"there is no database file {str(path)!r}", hint="check the path; a relative one starts at the working folder"
+            )
+        name = urllib.parse.quote(str(path.absolute()))
+        if not self._read_only:
+            return _connect_sqlite(f"file:{name}?mode=rw")
+        try:
+            return _connect_sqlite(f"file:{name}?mode=ro")
+        except adbc_driver_manager.Error:
+            # A database in WAL mode needs helper files beside it. Where they cannot be made and nobody has it open, it is read
+            # as it lies, and a change while reading is an error.
+            if not _at_rest_in_wal_mode(path):
+                raise
+            self._frozen = _stamp(path)
+            return _connect_sqlite(f"file:{name}?mode=ro&immutable=1")
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Let one thread in and turn what the driver raises into errors of this package."""
+        with self._lock:
+            try:
+                yield
+            except _DRIVER_ERRORS as error:
+                raise self._explained(error) from error
+
+    def _explained(self, error: Exception) -> BundleError:
+        text = redact_uri(" ".join(str(error).split()))[:500]
+        name = self.uri.shown
+        if "database is locked" in text or "database table is locked" in text:
+            return ServerError(
+                f"the database {name} is locked by another program ({text})",
+                code="locked",
+                hint="let the MLflow server finish or stop it, then run again",
+            )
+        if "file is not a database" in text:
+            return ServerError(f"{name} is not a SQLite database", hint="name the file that MLflow writes, often mlflow.db")
+        if "malformed" in text:
+            return CorruptError(f"the database {name} is damaged: {text}", hint="run sqlite3 <file> 'PRAGMA integrity_check'")
+        if _DENIED.search(text):
+            return AuthError(f"the database {name} refused: {text}", hint="give the credentials of a role that may do this")
+        if "FATAL: database" in text and "does not exist" in text:
+            return NotFoundError(f"there is no database at {name}: {text}")
+        return ServerError(f"the database {name} failed: {text}")
+
+    def fetch(self, sql: str, schema: pa.Schema) -> pa.Table:
+        """The whole answer of a query whose size is bounded, with exactly this schema."""
+        with self._errors(), self._connection.cursor() as cursor:
+            self._prepare(cursor, _BATCH_ROWS)
+            cursor.execute(sql)
+            table = cursor.fetch_arrow_table()
+            self._check_frozen()
+        return self._conform(table, schema)
+
+    def stream(self, sql: str, schema: pa.Schema, rows: int) -> Iterator[pa.Table]:
+        """The answer of a query in tables of at most ``rows`` rows. Other queries may run between them."""
+        if self.uri.is_sqlite:
+            yield from self._stream_sqlite(sql, schema, rows)
+            return
+        self._cursors += 1
+        name = f"mlflow_bundle_{self._cursors}"
+        self.run(f"DECLARE {name} NO SCROLL CURSOR FOR {sql}")
+        try:
+            while True:
+                with self._errors(), self._connection.cursor() as cursor:
+                    cursor.adbc_statement.set_options(**{"adbc.postgresql.use_copy": "false"})
+                    cursor.execute(f"FETCH FORWARD {rows} FROM {name}")
+                    table = cursor.fetch_arrow_table()
+                if table.num_rows == 0:
+                    break
+                yield self._conform(table, schema)
+        finally:
+            self.run(f"CLOSE {name}")
+
+    def _stream_sqlite(self, sql: str, schema: pa.Schema, rows: int) -> Iterator[pa.Table]:
+        with self._errors():
+            cursor = self._connection.cursor()
+        try:
+            with self._errors():
+                self._prepare(cursor, rows)
+                cursor.execute(sql)
+                reader = cursor.fetch_record_batch()
+            while True:
+                with self._errors():
+                    batch = next(reader, None)
+                    self._check_frozen()
+                if batch is None:
+                    break
+                if batch.num_rows:
+                    yield self._conform(pa.Table.from_batches([batch]), schema)
+        finally:
+            with self._lock:
+                cursor.close()
+
+    def _prepare(self, cursor: Any, rows: int) -> None:
+        if self.uri.is_sqlite:
+            cursor.adbc_statement.set_options(**{"adbc.sqlite.query.batch_rows": rows})
+
+    def _check_frozen(self) -> None:
+        path = self.uri.path
+        if self._frozen is not None and path is not None and not (_at_rest(path) and _stamp(path) == self._frozen):
+            raise ServerError(f"the database {self.uri.shown} was changed while it was read", hint="run again")
+
+    def _conform(self, table: pa.Table, schema: pa.Schema) -> pa.Table:
+        columns = []
+        for wanted, column in zip(schema, table.columns, strict=True):
+            try:
+                columns.append(_conform(column, wanted))
+            except (pa.ArrowException, ValueError) as error:
+                message = f"the column {wanted.name!r} in the database {self.uri.shown} does not hold what it must: {error}"
+                raise CorruptError(message, code="column") from error
+        return pa.table(columns, schema=schema)
+
+    def run(self, sql: str) -> None:
+        """Execute a statement that has no answer."""
+        with self._errors(), self._connection.cursor() as cursor:
+            cursor.execute(sql)
+
+    def stage(self, name: str, table: pa.Table, *, append: bool = False) -> None:
+        """Put a table into a temporary table of this connection."""
+        with self._errors(), self._connection.cursor() as cursor:
+            cursor.adbc_ingest(name, table, mode="append" if append else "create", temporary=True)
+
+    def commit(self) -> None:
+        with self._errors():
+            self._connection.commit()
+
+    def rollback(self) -> None:
+        with self._errors():
+            self._connection.rollback()
+
+    def close(self) -> None:
+        """End the transaction and the connection. Closing twice is harmless."""
+        with self._errors():
+            self._connection.close()
+
+
+def _connect_sqlite(name: str) -> Any:
+    connection = adbc_driver_sqlite.dbapi.connect(name)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(f"PRAGMA busy_timeout = {BUSY_MILLISECONDS}")
+            # The first look into the database is what fixes the snapshot of a transaction.
+            cursor.execute("SELECT count(*) FROM sqlite_master")
+            cursor.fetchall()
+    except adbc_driver_manager.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def _at_rest(path: Path) -> bool:
+    """Whether no program has the database in WAL mode open: the last one to close it removes the log."""
+    wal = path.with_name(path.name + "-wal")
+    return not wal.exists() or wal.stat().st_size == 0
+
+
+def _at_rest_in_wal_mode(path: Path) -> bool:
+    with path.open("rb") as file:
+        header = file.read(20)
+    return header[18:20] == b"\x02\x02" and _at_rest(path)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _conform(column: pa.ChunkedArray, wanted: pa.Field) -> pa.ChunkedArray:
+    """The column as the type that it must have. A loss or a surprise raises."""
+    if column.null_count == len(column):
+        column = pa.chunked_array([pa.nulls(len(column), wanted.type)])
+    if column.null_count and not wanted.nullable:
+        raise ValueError("NULL where a value is needed")
+    if column.type != wanted.type:
+        integers = pa.types.is_integer(column.type) and pa.types.is_integer(wanted.type)
+        if not integers and not (pa.types.is_boolean(column.type) and pa.types.is_integer(wanted.type)):
+            raise ValueError(f"{column.type} where {wanted.type} is needed")
+        column = column.cast(wanted.type)
+    if pa.types.is_string(wanted.type):
+        column.validate(full=True)
+    return column
+
+
+_COLUMNS: Final = pa.schema(
+    [
+        pa.field("table", pa.string(), nullable=False),
+        pa.field("name", pa.string(), nullable=False),
+        pa.field("not_null", pa.int64(), nullable=False),
+        pa.field("length", pa.int64()),
+    ]
+)
+_REFLECT_SQLITE: Final = (
+    'SELECT m.name, c.name, c."notnull", NULL FROM sqlite_master m JOIN pragma_table_info(m.name) c '
+    "WHERE m.type = 'table' ORDER BY m.name, c.cid"
+)
+_REFLECT_POSTGRESQL: Final = (
+    "SELECT table_name::text, column_name::text, (is_nullable = 'NO')::int, character_maximum_length::int "
+    "FROM information_schema.columns WHERE table_schema = current_schema() ORDER BY 1, ordinal_position"
+)
+
+
+def columns_of(connection: Connection) -> Mapping[str, Mapping[str, Column]]:
+    """Every table of the database and its columns."""
+    rows = connection.fetch(_REFLECT_SQLITE if connection.uri.is_sqlite else _REFLECT_POSTGRESQL, _COLUMNS)
+    tables: dict[str, dict[str, Column]] = {}
+    for table, name, not_null, length in zip(*(column.to_pylist() for column in rows.columns), strict=True):
+        tables.setdefault(table, {})[name] = Column(name, not not_null, length)
+    return tables
+
+
+def revision_of(connection: Connection, tables: Mapping[str, object]) -> str | None:
+    """The schema revision that MLflow noted, or None."""
+    if "alembic_version" not in tables:
+        return None
+    schema = pa.schema([pa.field("version_num", pa.string(), nullable=False)])
+    found = connection.fetch("SELECT version_num FROM alembic_version", schema).column(0).to_pylist()
+    return found[0] if found else None

@@ -1,0 +1,198 @@
+"""The server's answers about experiments and runs: typed, and turned into records. A field that is missing stays absent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final, Literal, TypeVar
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from mlflow_bundle.records import Dataset, DatasetInput, Experiment, KeyValue, Run
+from mlflow_bundle.tracking._rest import API, RestClient
+
+__all__ = ["RunAnswer", "RunPage", "SearchRuns", "chunks", "experiments", "get_run", "search_runs"]
+
+_EXPERIMENTS_PER_PAGE: Final = 1_000
+
+Text = str | UnsetType
+Lifecycle = Literal["active", "deleted"]
+Item = TypeVar("Item")
+
+
+class _Pair(msgspec.Struct):
+    key: str = ""
+    value: str = ""
+
+
+class _Key(msgspec.Struct):
+    key: str = ""
+
+
+class _RunInfo(msgspec.Struct):
+    experiment_id: str = ""
+    run_id: str = ""
+    run_uuid: str = ""
+    run_name: Text = UNSET
+    user_id: Text = UNSET
+    status: Text = UNSET
+    start_time: int | UnsetType = UNSET
+    end_time: int | UnsetType = UNSET
+    lifecycle_stage: Lifecycle = "active"
+    artifact_uri: Text = UNSET
+
+
+class _RunData(msgspec.Struct):
+    metrics: tuple[_Key, ...] = ()
+    params: tuple[_Pair, ...] = ()
+    tags: tuple[_Pair, ...] = ()
+
+
+class _Dataset(msgspec.Struct):
+    name: str = ""
+    digest: str = ""
+    source_type: Text = UNSET
+    source: Text = UNSET
+    schema: Text = UNSET
+    profile: Text = UNSET
+
+
+class _DatasetInput(msgspec.Struct):
+    dataset: _Dataset = msgspec.field(default_factory=_Dataset)
+    tags: tuple[_Pair, ...] = ()
+
+
+class _Inputs(msgspec.Struct):
+    dataset_inputs: tuple[_DatasetInput, ...] = ()
+
+
+class RunAnswer(msgspec.Struct):
+    """A run as ``runs/search`` and ``runs/get`` answer it. Of its metrics only the keys are decoded."""
+
+    info: _RunInfo = msgspec.field(default_factory=_RunInfo)
+    data: _RunData = msgspec.field(default_factory=_RunData)
+    inputs: _Inputs = msgspec.field(default_factory=_Inputs)
+
+    @property
+    def run_id(self) -> str:
+        return self.info.run_id or self.info.run_uuid
+
+    @property
+    def metric_keys(self) -> tuple[str, ...]:
+        """The keys of the metrics that the run has, sorted."""
+        return tuple(sorted(metric.key for metric in self.data.metrics))
+
+    def tag(self, key: str) -> str | None:
+        return next((tag.value for tag in self.data.tags if tag.key == key), None)
+
+    def record(self) -> Run:
+        """The run as a record: params, tags and input tags by key, inputs by name and digest."""
+        info = self.info
+        return Run(
+            run_id=self.run_id,
+            experiment_id=info.experiment_id,
+            run_name=info.run_name,
+            user_id=info.user_id,
+            status=info.status,
+            start_time=info.start_time,
+            end_time=info.end_time,
+            lifecycle_stage=info.lifecycle_stage,
+            artifact_uri=info.artifact_uri,
+            params=_pairs(self.data.params),
+            tags=_pairs(self.data.tags),
+            inputs=_inputs(self.inputs.dataset_inputs),
+        )
+
+
+class RunPage(msgspec.Struct):
+    """A page of ``runs/search``."""
+
+    runs: tuple[RunAnswer, ...] = ()
+    next_page_token: str = ""
+
+
+class _OneRun(msgspec.Struct):
+    run: RunAnswer
+
+
+class _Experiment(msgspec.Struct):
+    experiment_id: str
+    name: str
+    lifecycle_stage: Lifecycle = "active"
+    artifact_location: Text = UNSET
+    creation_time: int | UnsetType = UNSET
+    last_update_time: int | UnsetType = UNSET
+    workspace: Text = UNSET
+    tags: tuple[_Pair, ...] = ()
+
+    def record(self) -> Experiment:
+        fields = {name: getattr(self, name) for name in self.__struct_fields__ if name != "tags"}
+        return Experiment(**fields, tags=_pairs(self.tags))
+
+
+class _ExperimentPage(msgspec.Struct):
+    experiments: tuple[_Experiment, ...] = ()
+    next_page_token: str = ""
+
+
+def _pairs(pairs: Sequence[_Pair]) -> tuple[KeyValue, ...]:
+    # Strings sort by code point, which is the order of their UTF-8 bytes.
+    return tuple(KeyValue(key=pair.key, value=pair.value) for pair in sorted(pairs, key=lambda pair: pair.key))
+
+
+def _inputs(inputs: Sequence[_DatasetInput]) -> tuple[DatasetInput, ...]:
+    in_order = sorted(inputs, key=lambda entry: (entry.dataset.name, entry.dataset.digest))
+    return tuple(
+        DatasetInput(dataset=Dataset(**msgspec.structs.asdict(entry.dataset)), tags=_pairs(entry.tags)) for entry in in_order
+    )
+
+
+class SearchRuns(msgspec.Struct, omit_defaults=True):
+    """The body of ``runs/search``."""
+
+    experiment_ids: Sequence[str]
+    filter: str = ""
+    run_view_type: str = ""
+    max_results: int = 0
+    order_by: tuple[str, ...] = ()
+    page_token: str = ""
+
+
+def search_runs(client: RestClient, search: SearchRuns) -> RunPage:
+    """One page of runs."""
+    page: RunPage = client.post_json(f"{API}runs/search", search, answer=RunPage)
+    return page
+
+
+def get_run(client: RestClient, run_id: str) -> RunAnswer:
+    """One run.
+
+    Raises:
+        RefusedError: it does not exist (``RESOURCE_DOES_NOT_EXIST``).
+    """
+    answer: _OneRun = client.get_json(f"{API}runs/get", {"run_id": run_id}, answer=_OneRun)
+    return answer.run
+
+
+def experiments(client: RestClient) -> Iterator[Experiment]:
+    """Every experiment, active and deleted, each once."""
+    seen: set[str] = set()
+    body: dict[str, object] = {
+        "view_type": "ALL",
+        "max_results": _EXPERIMENTS_PER_PAGE,
+        "order_by": ["creation_time ASC", "experiment_id ASC"],
+    }
+    while True:
+        page: _ExperimentPage = client.post_json(f"{API}experiments/search", body, answer=_ExperimentPage)
+        for experiment in page.experiments:
+            if experiment.experiment_id not in seen:
+                seen.add(experiment.experiment_id)
+                yield experiment.record()
+        if not page.next_page_token:
+            return
+        body["page_token"] = page.next_page_token
+
+
+def chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """The items in pieces of at most ``size``."""
+    return (items[start : start + size] for start in range(0, len(items), size))

@@ -1,0 +1,231 @@
+"""Which experiments and runs: names, ids, globs, times, filters, and the relatives of nested runs."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import heapq
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time
+from typing import Final, Literal, cast
+
+from mlflow_bundle._codec import decode_record, encode
+from mlflow_bundle._spool import LineSpool
+from mlflow_bundle.errors import NotFoundError, UsageError
+from mlflow_bundle.records import Experiment, Run, Scope, order_key
+from mlflow_bundle.tracking._port import MlflowSource, RunQuery
+
+__all__ = ["PARENT_TAG", "Selected", "Selection", "parent_of", "parse_time", "select"]
+
+PARENT_TAG: Final = "mlflow.parentRunId"
+_BATCH: Final = 1_000
+_DATE: Final = re.compile(r"\d{4}-\d{2}-\d{2}")
+
+Lifecycle = Literal["all", "active", "deleted"]
+Moment = str | int | datetime | date
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """What a caller asks for. Nothing set means everything. ``since`` and ``until`` are milliseconds, both inclusive."""
+
+    experiments: tuple[str, ...] = ()
+    runs: tuple[str, ...] = ()
+    filter: str = ""
+    since: int | None = None
+    until: int | None = None
+    lifecycle: Lifecycle = "all"
+    descendants: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        experiment: str | Sequence[str] | None = None,
+        run: str | Sequence[str] | None = None,
+        filter: str | None = None,  # noqa: A002 - MLflow's own word
+        since: Moment | None = None,
+        until: Moment | None = None,
+        lifecycle: Lifecycle = "all",
+        descendants: bool = False,
+    ) -> Selection:
+        """A selection from the arguments of ``pack`` and ``unpack``.
+
+        Raises:
+            UsageError: a time that cannot be understood, an unknown lifecycle, or since after until.
+        """
+        if lifecycle not in ("all", "active", "deleted"):
+            raise UsageError(f"lifecycle is 'all', 'active' or 'deleted', not {lifecycle!r}")
+        start = None if since is None else parse_time(since, end=False)
+        end = None if until is None else parse_time(until, end=True)
+        if start is not None and end is not None and start > end:
+            raise UsageError(f"since ({since}) is later than until ({until})")
+        return cls(
+            experiments=_texts(experiment),
+            runs=_texts(run),
+            filter=filter or "",
+            since=start,
+            until=end,
+            lifecycle=lifecycle,
+            descendants=descendants,
+        )
+
+    @property
+    def whole(self) -> bool:
+        """Whether everything was asked for."""
+        return not self.experiments and not self.narrows_runs
+
+    @property
+    def narrows_runs(self) -> bool:
+        """Whether some runs of the experiments may be left out."""
+        return bool(self.runs or self.filter or self.since is not None or self.until is not None or self.lifecycle != "all")
+
+    def scope(self) -> Scope:
+        """The selection as a snapshot records it."""
+        return Scope(
+            experiments=self.experiments,
+            runs=self.runs,
+            filter=self.filter,
+            since=self.since,
+            until=self.until,
+            lifecycle=self.lifecycle,
+            descendants=self.descendants,
+        )
+
+
+def _texts(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def parse_time(moment: Moment, *, end: bool) -> int:
+    """A time as milliseconds since 1970. Text is ISO 8601; without a zone it is UTC; a date alone is its first
+    millisecond, or with ``end`` its last. An integer is milliseconds already.
+
+    Raises:
+        UsageError: it cannot be understood.
+    """
+    if isinstance(moment, int):
+        return moment
+    if isinstance(moment, str) and moment.isdigit() and len(moment) > 8:
+        return int(moment)
+    try:
+        if isinstance(moment, str):
+            moment = date.fromisoformat(moment) if _DATE.fullmatch(moment) else datetime.fromisoformat(moment)
+    except ValueError as error:
+        raise UsageError(
+            f"{moment!r} is not a time", hint="write 2026-11-01, 2026-11-01T12:00 (UTC) or 2026-11-01T12:00+01:00"
+        ) from error
+    if not isinstance(moment, datetime):
+        moment = datetime.combine(moment, time(23, 59, 59, 999_000) if end else time.min)
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return int(moment.timestamp() * 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """What a selection means at a source. ``runs`` can be iterated once, in archive order."""
+
+    experiments: list[Experiment]
+    runs: Iterator[Run]
+
+
+def select(source: MlflowSource, selection: Selection) -> Selected:
+    """Find the experiments and runs of a selection. The ancestors of a selected run are selected too, and its descendants
+    where that was asked for. Experiments without a selected run are kept only where they were named or nothing narrows.
+
+    Raises:
+        NotFoundError: an experiment or run that was named does not exist.
+    """
+    known = source.experiments()
+    if selection.whole:
+        return Selected(known, (run for batch in source.runs(RunQuery()) for run in batch))
+    named = _named(known, selection.experiments)
+    query = RunQuery(
+        experiment_ids=tuple(e.experiment_id for e in named) if selection.experiments else None,
+        run_ids=selection.runs or None,
+        filter=selection.filter,
+        since=selection.since,
+        until=selection.until,
+        lifecycle=selection.lifecycle,
+    )
+    spool, ids, wanted = LineSpool(), set[str](), set[str]()
+    experiments = {e.experiment_id for e in named}
+    for batch in source.runs(query):
+        for run in batch:
+            spool.add(encode(run))
+            ids.add(run.run_id)
+            wanted.add(parent_of(run) or "")
+            experiments.add(run.experiment_id)
+    if missing := [run for run in selection.runs if run not in ids]:
+        _explain_missing_runs(source, missing, selection)
+    relatives = _relatives(source, ids, wanted - {""}, descendants=selection.descendants)
+    experiments |= {run.experiment_id for run in relatives}
+    return Selected([e for e in known if e.experiment_id in experiments], _merged(spool, relatives))
+
+
+def _named(known: Sequence[Experiment], patterns: Sequence[str]) -> list[Experiment]:
+    """The experiments that any of the patterns means: an exact name, else an id, else a glob over names."""
+    found: dict[str, Experiment] = {}
+    for pattern in patterns:
+        matches = (
+            [e for e in known if e.name == pattern]
+            or [e for e in known if e.experiment_id == pattern]
+            or [e for e in known if fnmatch.fnmatchcase(e.name, pattern)]
+        )
+        if not matches:
+            names = [e.name for e in known]
+            raise NotFoundError(
+                f"no experiment named {pattern!r}",
+                code="experiment-not-found",
+                close=difflib.get_close_matches(pattern, names, n=3, cutoff=0.5),
+                hint=None if names else "there are no experiments at all",
+            )
+        found |= {e.experiment_id: e for e in matches}
+    return list(found.values())
+
+
+def _explain_missing_runs(source: MlflowSource, missing: Sequence[str], selection: Selection) -> None:
+    """A run that was named and does not exist is an error; one that the other conditions exclude is not."""
+    existing = {run.run_id for run in source.runs_by_id(missing)}
+    absent = [run for run in missing if run not in existing]
+    if absent:
+        more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
+        raise NotFoundError(f"no run with the id {absent[0]!r}{more}", code="run-not-found")
+    if not (selection.filter or selection.experiments or selection.narrows_runs):
+        raise NotFoundError(f"the run {missing[0]!r} was not returned by its source", code="run-not-found")
+
+
+def parent_of(run: Run) -> str | None:
+    """The id of the parent run, from the tag that MLflow sets."""
+    return next((tag.value for tag in run.tags if tag.key == PARENT_TAG), None)
+
+
+def _relatives(source: MlflowSource, ids: set[str], wanted: set[str], *, descendants: bool) -> list[Run]:
+    """The ancestors that are not selected yet, and the descendants where asked for."""
+    found: dict[str, Run] = {}
+    if descendants:
+        frontier = set(ids)
+        while frontier:
+            children = {r.run_id: r for r in source.children(sorted(frontier)) if r.run_id not in ids}
+            frontier = {run for run in children if run not in found}
+            found |= {run: children[run] for run in frontier}
+    missing = wanted - ids - found.keys()
+    while missing:
+        parents = source.runs_by_id(sorted(missing))
+        found |= {run.run_id: run for run in parents}
+        missing = {p for run in parents if (p := parent_of(run))} - ids - found.keys()
+    return sorted(found.values(), key=order_key)
+
+
+def _merged(spool: LineSpool, relatives: Iterable[Run]) -> Iterator[Run]:
+    """Both in archive order."""
+    selected = (cast("Run", decode_record(line, "run", name="spool")) for line in spool.lines())
+    try:
+        yield from heapq.merge(selected, relatives, key=order_key)
+    finally:
+        spool.close()
