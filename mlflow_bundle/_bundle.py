@@ -7,12 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from types import TracebackType
-from typing import Any, BinaryIO, Final, Self, cast
+from typing import Any, BinaryIO, Final, NamedTuple, Self, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from mlflow_bundle import _layout
 from mlflow_bundle._blobs import BlobReader
@@ -21,7 +20,7 @@ from mlflow_bundle._digests import hex_of
 from mlflow_bundle._limits import DEFAULT_LIMITS, Limits
 from mlflow_bundle._manifest import Committed, find_snapshot, objects_of, read_marker, read_verified, snapshots
 from mlflow_bundle._storage import Storage, open_storage
-from mlflow_bundle._tables import TABLES, open_table
+from mlflow_bundle._tables import TABLES, TableSpec, as_series, open_table
 from mlflow_bundle._verify import Report, verify_snapshot
 from mlflow_bundle._views import RUNS_VIEW, wide_runs
 from mlflow_bundle.errors import CorruptError, NotFoundError
@@ -256,18 +255,72 @@ class Bundle:
 
     def _rows_of(self, row: int, what: str, schema: str) -> pa.Table:
         """The table rows of the run in one row of the view."""
-        run, path, start, count = (
-            self._view.column(n)[row].as_py() for n in ("run_id", f"{what}_object", f"{what}_start", f"{what}_rows")
-        )
-        if path is None or _layout.object_hex(path) is None:
-            raise CorruptError(f"the runs view names {path!r}, which is no object", code="E021")
-        with self._storage.open(path) as file:
-            opened = open_table(file, TABLES[schema], name=path)
-            table = _read_rows(opened, start, count)
+        run = self._view.column("run_id")[row].as_py()
+        table = pa.concat_tables(self._stretch(self._place(row, what), TABLES[schema]))
         owner = table.column("run_id" if what == "metric" else "owner_id")
-        if table.num_rows != count or not pc.all(pc.equal(owner, run)).as_py():
-            raise CorruptError(f"{path} does not hold run {run} where the runs view says", code="E060", hint="verify the bundle")
-        return table
+        if not pc.all(pc.equal(owner.cast(pa.string()), run)).as_py():
+            raise CorruptError(f"the objects do not hold run {run} where the view says", code="E060", hint="verify the bundle")
+        return table.cast(TABLES[schema].schema)
+
+    def _place(self, row: int, what: str) -> _Place:
+        """Where the rows of a run lie in a table."""
+        path, start, count = (self._view.column(f"{what}_{n}")[row].as_py() for n in ("object", "start", "rows"))
+        return _Place(path, start, count)
+
+    def _stretch(self, place: _Place, spec: TableSpec) -> Iterator[pa.Table]:
+        """Consecutive rows of an object, a row group at a time, repeated strings as dictionaries."""
+        if place.object is None or _layout.object_hex(place.object) is None:
+            raise CorruptError(f"the runs view names {place.object!r}, which is no object", code="E021")
+        with self._storage.open(place.object) as file:
+            table = open_table(file, spec, name=place.object, dictionaries=True)
+            start, rows = 0, 0
+            for group in range(table.num_row_groups):
+                count = table.metadata.row_group(group).num_rows
+                first, last = max(place.start, start), min(place.start + place.rows, start + count)
+                if first < last:
+                    rows += last - first
+                    yield table.read_row_group(group).slice(first - start, last - first)
+                start += count
+        if rows != place.rows:
+            raise CorruptError(f"{place.object} has fewer rows than the runs view says", code="E060", hint="verify the bundle")
+
+    def _stretches(self, run_ids: Sequence[str], what: str, spec: TableSpec) -> Iterator[pa.Table]:
+        """The rows of several runs in order; neighbours in one object are read together."""
+        open_place: _Place | None = None
+        for run in run_ids:
+            place = self._place(self._row(run), what)
+            if not place.rows:
+                continue
+            if open_place and open_place.object == place.object and open_place.start + open_place.rows == place.start:
+                open_place = _Place(place.object, open_place.start, open_place.rows + place.rows)
+                continue
+            if open_place:
+                yield from self._stretch(open_place, spec)
+            open_place = place
+        if open_place:
+            yield from self._stretch(open_place, spec)
+
+    def series(self, run_ids: Sequence[str]) -> Iterator[pa.Table]:
+        """The metric points of some runs: bounded tables ``owner`` (place in ``run_ids``), ``key, step, timestamp, value``."""
+        position = {run: number for number, run in enumerate(run_ids)}
+        yield from as_series(self._stretches(run_ids, "metric", TABLES["metrics/1"]), position.__getitem__)
+
+    def metric_rows(self, run_ids: Sequence[str]) -> list[int]:
+        """The number of metric points of each run."""
+        column = self._view.column("metric_rows")
+        return [column[self._row(run)].as_py() for run in run_ids]
+
+    def latest_metrics(self) -> pa.Table:
+        """One row a series: ``run_id, key`` and its latest ``value``, ``timestamp`` and ``step`` by MLflow's rule."""
+        table = _unfolded(self._view, "latest_metrics")
+        value, timestamp, step = table.column("value").combine_chunks().flatten()
+        return pa.table({"run_id": table["run_id"], "key": table["key"], "value": value, "timestamp": timestamp, "step": step})
+
+    def files_of(self, run_ids: Sequence[str]) -> pa.Table:
+        """The artifact files of some runs: ``run_id, path, size, sha256, state``."""
+        parts = [part.select(_FILE_COLUMNS) for part in self._stretches(run_ids, "file", TABLES["files/1"])]
+        table = pa.concat_tables([TABLES["files/1"].schema.empty_table().select(_FILE_COLUMNS), *(map(_decoded, parts))])
+        return table.rename_columns(["run_id", *_FILE_COLUMNS[1:]])
 
     # -- files -----------------------------------------------------------------------------------------------------
 
@@ -312,14 +365,16 @@ def _raw_size(stored: bytes, name: str) -> int:
     return max(int(size), 0)
 
 
-def _read_rows(table: pq.ParquetFile, start: int, count: int) -> pa.Table:
-    """Rows ``start`` to ``start + count`` of a Parquet file, from the row groups that hold them."""
-    ends = np.cumsum([table.metadata.row_group(g).num_rows for g in range(table.num_row_groups)])
-    groups = [g for g, end in enumerate(ends) if end > start and end - table.metadata.row_group(g).num_rows < start + count]
-    if not groups:
-        return table.schema_arrow.empty_table()
-    before = int(ends[groups[0]]) - table.metadata.row_group(groups[0]).num_rows
-    return table.read_row_groups(groups).slice(start - before, count)
+class _Place(NamedTuple):
+    """Consecutive rows of a table object."""
+
+    object: str | None
+    start: int
+    rows: int
+
+
+def _decoded(table: pa.Table) -> pa.Table:
+    return table.cast(pa.schema([TABLES["files/1"].schema.field(name) for name in table.schema.names]))
 
 
 def _unfolded(view: pa.Table, column: str) -> pa.Table:
@@ -331,5 +386,3 @@ def _unfolded(view: pa.Table, column: str) -> pa.Table:
     first, last = array.offsets[0].as_py() if len(array) else 0, array.offsets[-1].as_py() if len(array) else 0
     keys, values = array.keys.slice(first, last - first), array.items.slice(first, last - first)
     return pa.table([runs, keys, values], names=["run_id", "key", "value"])
-
-

@@ -12,6 +12,8 @@ REDACTED: Final = "REDACTED"
 # The password of ``scheme://user:password@host``; a user name alone is no secret, a lone token as user name is.
 _USERINFO: Final = re.compile(
     rb"(?P<head>[A-Za-z][A-Za-z0-9+.\-]*://[^\s/?#@:\"\\]*:)(?P<secret>[^\s/?#@\"\\]+)(?=@)"
+    # In the URIs of databases, SQLAlchemy takes every other character as part of the password.
+    rb"|(?P<head3>(?:postgres(?:ql)?|mysql|mariadb|mssql|oracle)(?:\+\w+)?://[^\s/?#@:\"\\]*:)(?P<secret3>[^\s@\"\\]+)(?=@)"
     rb"|(?P<head2>[A-Za-z][A-Za-z0-9+.\-]*://)(?P<token>(?:gh[pousr]_|github_pat_|glpat-|xox|dapi|x-token)[^\s/?#@:\"\\]*)(?=@)"
 )
 # Query parameters of presigned and SAS URLs that grant access.
@@ -34,7 +36,7 @@ def redact_bytes(data: bytes) -> tuple[bytes, int]:
         if match["secret"] == REDACTED.encode():
             return match[0]
         found += 1
-        return (match["head"] or match["head2"]) + REDACTED.encode()
+        return (match["head"] or match["head2"] or match["head3"]) + REDACTED.encode()
 
     def query(match: re.Match[bytes]) -> bytes:
         nonlocal found

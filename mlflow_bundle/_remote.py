@@ -191,7 +191,8 @@ class RemoteStorage(Storage):
             _persist(lambda: self._fs.put_file(str(staged.path), self._full(path)))
         found = self.size(path)
         if found != staged.size:
-            raise StorageError(f"{path} was written to {self.url}, and has {found} bytes instead of {staged.size}")
+            lies = "it is not there" if found is None else f"it has {found:,} bytes instead of {staged.size:,}"
+            raise StorageError(f"{self.url} answered that {path} was written, but {lies}", code="not-written")
         staged.discard()
         return True
 

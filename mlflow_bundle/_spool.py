@@ -27,11 +27,12 @@ LATEST_SCHEMA: Final = pa.schema(
 
 
 class LineSpool:
-    """Record lines in a temporary file: written once, then read once."""
+    """Record lines in a temporary file: written, then read as often as needed, one reader at a time."""
 
     def __init__(self) -> None:
         self._file: BinaryIO = tempfile.TemporaryFile(prefix="mlflow-bundle-")
         self._writer = LinesWriter(self._file)
+        self._complete = False
 
     def add(self, line: bytes) -> None:
         """Append a line without its line feed."""
@@ -39,9 +40,11 @@ class LineSpool:
 
     def lines(self) -> Iterator[bytes]:
         """All lines in order. Nothing can be added afterwards."""
-        self._writer.close()
-        self._file.seek(0)
+        if not self._complete:
+            self._writer.close()
+            self._complete = True
         for frame in self._writer.frames:
+            self._file.seek(frame.offset)
             raw = decode_frame(self._file.read(frame.length), frame.raw, name="spool")
             yield from raw[:-1].split(b"\n")
 

@@ -60,10 +60,12 @@ def artifact_store(
 
             return RunArtifacts(client, run_id, folder)
         return LocalArtifacts(folder)
-    return _direct(uri, storage_options)
+    return _direct(uri, storage_options, tracking_uri=client.uri if client is not None else None)
 
 
-def _direct(uri: str, storage_options: Mapping[str, Any] | None, *, below: str = "") -> ArtifactStore:
+def _direct(
+    uri: str, storage_options: Mapping[str, Any] | None, *, below: str = "", tracking_uri: str | None = None
+) -> ArtifactStore:
     """A store that is reached without a tracking server. ``below`` is a path below the URI, taken as it is."""
     if ".." in below.split("/"):
         raise StorageError(f"the artifact location {below!r} climbs out of its place")
@@ -75,7 +77,10 @@ def _direct(uri: str, storage_options: Mapping[str, Any] | None, *, below: str =
             return FsspecArtifacts(uri, storage_options, below=below)
         except ImportError:
             pass  # MLflow may have a client of its own for it, and says what to install where it has not.
-    return PluginArtifacts(posixpath.join(uri, below) if below else uri)
+    if scheme == "dbfs" and tracking_uri is None:
+        # MLflow would ask its default tracking store for credentials, and create a database for that.
+        tracking_uri = "databricks"
+    return PluginArtifacts(posixpath.join(uri, below) if below else uri, tracking_uri)
 
 
 def _behind_server(

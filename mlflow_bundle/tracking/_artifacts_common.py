@@ -29,6 +29,8 @@ CHUNK: Final = 1 << 20
 #: MLflow writes uploads under names with this prefix and shows them in no listing.
 UPLOADING: Final = ".artifact.uploading."
 
+_NO_PARTS: Final = frozenset({"", ".", ".."})
+
 #: Base classes of errors that drivers raise beside OSError. Looked up only in modules that are loaded.
 _DRIVER_ERRORS: Final = (
     ("botocore.exceptions", "BotoCoreError"),
@@ -71,8 +73,7 @@ def check_path(path: str) -> str:
     Raises:
         StorageError: empty, absolute, climbing, or with empty parts, NUL, or a name that MLflow keeps for unfinished uploads.
     """
-    parts = path.split("/")
-    if not all(part not in {"", ".", ".."} and "\0" not in part for part in parts):
+    if "\0" in path or not _NO_PARTS.isdisjoint(path.split("/")):
         raise StorageError(f"{path!r} is not the relative path of a file", code="artifact-name")
     if is_unfinished(path):
         raise StorageError(f"{path!r} is a name that MLflow keeps for unfinished uploads", code="artifact-name")
@@ -109,18 +110,19 @@ def copy_exactly(source: BinaryIO, target: BinaryIO, size: int, name: str) -> No
         raise StorageError(f"the content for {name!r} has {copied} bytes where {size} were announced")
 
 
-def artifact_reader(inner: BinaryIO, name: str, size: int = -1) -> BinaryIO:
+def artifact_reader(inner: BinaryIO, name: str, size: int = -1, *, likely: int = 0) -> BinaryIO:
     """``inner`` as a stream whose errors are StorageErrors that name the file, and that refuses to end before or after ``size``
-    bytes (-1: any length)."""
-    return cast("BinaryIO", _ArtifactReader(inner, name, size))
+    bytes (-1: any length). ``likely`` is the length that it probably has: no larger buffer is made for it."""
+    return cast("BinaryIO", _ArtifactReader(inner, name, size, likely))
 
 
 class _ArtifactReader(io.RawIOBase):
-    def __init__(self, inner: BinaryIO, name: str, size: int) -> None:
+    def __init__(self, inner: BinaryIO, name: str, size: int, likely: int) -> None:
         super().__init__()
         self._inner = inner
         self._name = name
         self._size = size
+        self._likely = likely
         self._count = 0
 
     def readable(self) -> bool:
@@ -128,6 +130,8 @@ class _ArtifactReader(io.RawIOBase):
 
     def read(self, size: int | None = -1, /) -> bytes:
         wanted = -1 if size is None else size
+        if wanted > self._likely > self._count:
+            wanted = self._likely - self._count + 1
         try:
             data = self._inner.read(wanted)
         except driver_errors() as error:

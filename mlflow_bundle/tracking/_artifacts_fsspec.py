@@ -155,8 +155,8 @@ class FsspecArtifacts:
 class PluginArtifacts:
     """The files of any artifact repository that MLflow or one of its plugins knows, through MLflow's own interface."""
 
-    def __init__(self, uri: str) -> None:
-        """Look the scheme up.
+    def __init__(self, uri: str, tracking_uri: str | None = None) -> None:
+        """Look the scheme up. ``tracking_uri`` is the server that some repositories take their credentials from.
 
         Raises:
             StorageError: nobody knows the scheme, or the package behind it is not installed.
@@ -166,7 +166,7 @@ class PluginArtifacts:
         self._shown = redact_uri(uri)
         with storage_errors(f"no artifact store for {self._shown}", hint="install the fsspec driver or MLflow plugin for it"):
             try:
-                self._repository: ArtifactRepository = get_artifact_repository(uri)
+                self._repository: ArtifactRepository = get_artifact_repository(uri, tracking_uri)
             except ImportError as error:
                 raise StorageError(f"no artifact store for {self._shown}: {error}", hint="install that package") from error
         self._sizes: dict[str, int] = {}

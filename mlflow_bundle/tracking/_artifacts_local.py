@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import time
@@ -9,7 +10,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, cast
 from uuid import uuid4
 
 from mlflow_bundle.errors import BundleError, StorageError
@@ -28,6 +29,8 @@ __all__ = ["LocalArtifacts", "local_path"]
 
 #: A file that changed this recently may change again within the resolution of its time stamps.
 RACY_NANOSECONDS: Final = 2_000_000_000
+
+_READ_FLAGS: Final = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 _Identity = tuple[int, int]
 
@@ -83,11 +86,12 @@ class LocalArtifacts:
         Raises:
             StorageError: it is missing, no regular file, or cannot be read.
         """
-        full = str(self._root / check_path(path))
+        full = f"{self._root}/{check_path(path)}"
         try:
-            return artifact_reader(open(full, "rb", buffering=0, opener=_open_regular), path)
+            file, size = _open_regular(full)
         except OSError as error:
             raise StorageError(f"the artifact {full!r} cannot be read: {reason(error)}") from error
+        return artifact_reader(cast("BinaryIO", file), path, likely=size)
 
     def write(self, path: str, content: BinaryIO, size: int) -> None:
         """Store one file of ``size`` bytes: it is there whole under its name, or not at all.
@@ -155,10 +159,11 @@ def _file_info(entry: os.DirEntry[str], path: str, racy: int) -> FileInfo:
     return FileInfo(path, state.st_size, stamp)
 
 
-def _open_regular(path: str, flags: int) -> int:
-    """Open without waiting for the other end of a pipe, and only what is a regular file."""
-    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+def _open_regular(path: str) -> tuple[io.FileIO, int]:
+    """Open without waiting for the other end of a pipe, and only what is a regular file; also its size in bytes."""
+    descriptor = os.open(path, _READ_FLAGS)
+    state = os.fstat(descriptor)
+    if not stat.S_ISREG(state.st_mode):
         os.close(descriptor)
         raise OSError(None, "it is no regular file")
-    return descriptor
+    return io.FileIO(descriptor), state.st_size

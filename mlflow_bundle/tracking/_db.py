@@ -42,6 +42,7 @@ _SUPPORTED: Final = "sqlite:///<file> and postgresql://<user>:<password>@<host>/
 _SCHEME: Final = re.compile(r"(?P<dialect>[A-Za-z0-9]+)(?:\+(?P<driver>[A-Za-z0-9_]+))?://")
 #: What the drivers raise: the last one comes from a reader of batches.
 _DRIVER_ERRORS: Final = (adbc_driver_manager.Error, OSError, pa.ArrowException)
+_REFUSED: Final = re.compile(r"constraint failed|datatype mismatch|SQLSTATE: 2[23]")
 _DENIED: Final = re.compile(r"authentication failed|no password supplied|role \".*\" does not exist|permission denied")
 
 
@@ -86,7 +87,7 @@ def parse_uri(uri: str) -> DatabaseUri:
     rest = uri[match.end() :]
     if match["dialect"] == "sqlite":
         return DatabaseUri(uri, "sqlite", path=_sqlite_path(uri, rest))
-    if match["dialect"] == "postgresql":
+    if match["dialect"] in {"postgresql", "postgres"}:
         return DatabaseUri(uri, "postgresql", libpq="postgresql://" + rest)
     raise UnsupportedError(f"databases of the kind {match['dialect']!r} are not supported", hint=f"supported are {_SUPPORTED}")
 
@@ -186,6 +187,8 @@ class Connection:
             return ServerError(f"{name} is not a SQLite database", hint="name the file that MLflow writes, often mlflow.db")
         if "malformed" in text:
             return CorruptError(f"the database {name} is damaged: {text}", hint="run sqlite3 <file> 'PRAGMA integrity_check'")
+        if _REFUSED.search(text):
+            return ServerError(f"the database {name} refused a value: {text}", code="refused")
         if _DENIED.search(text):
             return AuthError(f"the database {name} refused: {text}", hint="give the credentials of a role that may do this")
         if "FATAL: database" in text and "does not exist" in text:
@@ -265,10 +268,15 @@ class Connection:
         with self._errors(), self._connection.cursor() as cursor:
             cursor.execute(sql)
 
-    def stage(self, name: str, table: pa.Table, *, append: bool = False) -> None:
-        """Put a table into a temporary table of this connection."""
+    def append(self, name: str, table: pa.Table) -> None:
+        """Add rows to a table of the database, column by name."""
         with self._errors(), self._connection.cursor() as cursor:
-            cursor.adbc_ingest(name, table, mode="append" if append else "create", temporary=True)
+            cursor.adbc_ingest(name, table, mode="append")
+
+    def stage(self, name: str, table: pa.Table) -> None:
+        """Add rows to a temporary table of this connection, made where it does not exist yet."""
+        with self._errors(), self._connection.cursor() as cursor:
+            cursor.adbc_ingest(name, table, mode="create_append", temporary=True)
 
     def commit(self) -> None:
         with self._errors():

@@ -11,7 +11,7 @@ from msgspec import UNSET, UnsetType
 from mlflow_bundle.records import Dataset, DatasetInput, Experiment, KeyValue, Run
 from mlflow_bundle.tracking._rest import API, RestClient
 
-__all__ = ["RunAnswer", "RunPage", "SearchRuns", "chunks", "experiments", "get_run", "search_runs"]
+__all__ = ["OneRun", "RunAnswer", "RunPage", "SearchRuns", "chunks", "experiments", "get_run", "search_runs"]
 
 _EXPERIMENTS_PER_PAGE: Final = 1_000
 
@@ -111,7 +111,7 @@ class RunPage(msgspec.Struct):
     next_page_token: str = ""
 
 
-class _OneRun(msgspec.Struct):
+class OneRun(msgspec.Struct):
     run: RunAnswer
 
 
@@ -170,7 +170,7 @@ def get_run(client: RestClient, run_id: str) -> RunAnswer:
     Raises:
         RefusedError: it does not exist (``RESOURCE_DOES_NOT_EXIST``).
     """
-    answer: _OneRun = client.get_json(f"{API}runs/get", {"run_id": run_id}, answer=_OneRun)
+    answer: OneRun = client.get_json(f"{API}runs/get", {"run_id": run_id}, answer=OneRun)
     return answer.run
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 import msgspec
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_bundle._tables import SeriesDigester
+from mlflow_bundle._tables import NO_SERIES, SeriesDigester
 from mlflow_bundle.tracking._rest_expected import BATCH_BYTES
 
 __all__ = ["Batch", "Point", "PointsDigester", "batches", "holdable"]
@@ -24,7 +25,7 @@ _MAX: Final = float(np.finfo(np.float64).max)
 
 
 class Point(msgspec.Struct, gc=False):
-    """A metric point in the body of ``runs/log-batch``. NaN and infinities travel as strings; bare ones are dropped silently."""
+    """A metric point in the body of ``runs/log-batch``. NaN and infinities travel as strings."""
 
     key: str
     value: float | str
@@ -56,7 +57,7 @@ def batches(table: pa.Table) -> Iterator[Batch]:
     size = max(min(_BATCH_POINTS, BATCH_BYTES // (2 * longest + _POINT_BYTES)), 1)
     owners = table.column("owner").to_numpy()
     borders = [0, *(np.flatnonzero(np.diff(owners)) + 1).tolist(), len(owners)]
-    for start, end in zip(borders, borders[1:], strict=False):
+    for start, end in pairwise(borders):
         for first in range(start, end, size):
             yield Batch(int(owners[start]), table.slice(first, min(size, end - first)))
 
@@ -79,8 +80,8 @@ class PointsDigester:
     """
 
     def __init__(self, owners: int) -> None:
-        self._exact = SeriesDigester(owners)
-        self._kept = SeriesDigester(owners)
+        self._exact = SeriesDigester()
+        self._kept = SeriesDigester()
         self._last: tuple[object, ...] | None = None
         self.infinities = np.zeros(owners, np.int64)
         self.zeros = np.zeros(owners, np.int64)
@@ -118,7 +119,10 @@ class PointsDigester:
 
     def result(self) -> list[tuple[tuple[int, str], tuple[int, str]]]:
         """(rows, digest) of every owner as it is, and as a SQL store keeps it."""
-        return list(zip(self._exact.result(), self._kept.result(), strict=True))
+        for digester in (self._exact, self._kept):
+            digester.finish()
+        none = (0, NO_SERIES)
+        return [(self._exact.finished.get(i, none), self._kept.finished.get(i, none)) for i in range(len(self.doubles))]
 
     def notes(self, owner: int) -> list[str]:
         """What a SQL store changes of an owner's points."""

@@ -92,7 +92,11 @@ def run_proxy(target: str) -> Iterator[Proxy]:
                 time.sleep(fault.seconds)
                 if fault.status is not None:
                     text = f"<Error><Code>{fault.code or fault.status}</Code><Message>a fault of the test</Message></Error>"
-                    answer = (fault.status, [("Content-Type", "application/xml")], text.encode())
+                    answer = (
+                        fault.status,
+                        [("Content-Type", "application/xml")],
+                        b"" if fault.status == 200 else text.encode(),
+                    )
             if answer is None or (fault is not None and fault.drop):
                 self.close_connection = True
                 self.connection.shutdown(socket.SHUT_RDWR)

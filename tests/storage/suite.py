@@ -20,7 +20,7 @@ from mlflow_bundle.errors import CorruptError, NotFoundError, StorageError
 #: Opens the storage of the test once more, as another process would.
 Opener = Callable[[], Storage]
 
-SNAPSHOT = "snapshots/20260102T030405Z-0123456789abcdef.json"
+SNAPSHOT = "snapshots/20260102T030405.678Z-0123456789abcdef.json"
 
 
 def path_of(data: bytes, role: str = _layout.BLOBS) -> str:

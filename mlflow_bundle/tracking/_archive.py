@@ -1,0 +1,99 @@
+"""An archive as a source, so that selections mean the same on the way out and on the way in."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlflow_bundle._bundle import Bundle
+from mlflow_bundle.errors import UsageError
+from mlflow_bundle.records import Experiment, Run, Source
+from mlflow_bundle.tracking._filter import matching
+from mlflow_bundle.tracking._port import ArtifactStore, RunQuery
+from mlflow_bundle.tracking._select import parent_of
+
+__all__ = ["ArchiveSource"]
+
+_BATCH = 1_000
+
+
+class ArchiveSource:
+    """One snapshot of a bundle as an ``MlflowSource``."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+
+    @property
+    def description(self) -> Source:
+        """The bundle."""
+        return Source(kind="archive", uri=self._bundle.url)
+
+    def experiments(self) -> list[Experiment]:
+        """Every archived experiment."""
+        return cast("list[Experiment]", list(self._bundle.records("experiment")))
+
+    def _all_runs(self) -> Iterator[Run]:
+        return cast("Iterator[Run]", self._bundle.records("run"))
+
+    def runs(self, query: RunQuery) -> Iterator[list[Run]]:
+        """The archived runs that match."""
+        batch: list[Run] = []
+        for run in self._all_runs():
+            if _matches(run, query):
+                batch.append(run)
+                if len(batch) == _BATCH:
+                    yield self._filtered(batch, query.filter)
+                    batch = []
+        yield self._filtered(batch, query.filter)
+
+    def _filtered(self, runs: list[Run], filter_string: str) -> list[Run]:
+        if not filter_string:
+            return runs
+        latest: dict[str, dict[str, float]] = defaultdict(dict)
+        wanted = pa.array([run.run_id for run in runs], pa.string())
+        table = self._bundle.latest_metrics()
+        table = table.filter(pc.is_in(table["run_id"], value_set=wanted))
+        for run, key, value in zip(*(table[n].to_pylist() for n in ("run_id", "key", "value")), strict=True):
+            latest[run][key] = value
+        return matching(runs, latest, filter_string)
+
+    def runs_by_id(self, run_ids: Sequence[str]) -> list[Run]:
+        """These runs as far as they are archived."""
+        wanted = set(run_ids)
+        return [run for run in self._all_runs() if run.run_id in wanted]
+
+    def children(self, run_ids: Sequence[str]) -> list[Run]:
+        """The archived runs whose parent is one of these."""
+        wanted = set(run_ids)
+        return [run for run in self._all_runs() if parent_of(run) in wanted]
+
+    def metric_counts(self, run_ids: Sequence[str]) -> Sequence[int]:
+        """The number of metric points of each run."""
+        return self._bundle.metric_rows(run_ids)
+
+    def metrics(self, run_ids: Sequence[str]) -> Iterator[pa.Table]:
+        """The metric points of these runs."""
+        return self._bundle.series(run_ids)
+
+    def artifacts(self, run: Run) -> ArtifactStore:
+        """Not here: an archive gives its files by content."""
+        raise UsageError(f"the files of run {run.run_id} are read from the bundle by their content")
+
+    def close(self) -> None:
+        """The bundle stays open; its owner closes it."""
+
+
+def _matches(run: Run, query: RunQuery) -> bool:
+    """Whether a run meets all conditions but the filter string. One without a start time meets no condition on it."""
+    start = run.start_time if isinstance(run.start_time, int) else None
+    return (
+        (query.experiment_ids is None or run.experiment_id in query.experiment_ids)
+        and (query.run_ids is None or run.run_id in query.run_ids)
+        and (query.since is None or (start is not None and start >= query.since))
+        and (query.until is None or (start is not None and start <= query.until))
+        and query.lifecycle in ("all", run.lifecycle_stage)
+    )

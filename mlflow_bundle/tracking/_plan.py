@@ -1,0 +1,225 @@
+"""What an unpack will do, found out before the first write: where experiments go, which runs are there, what cannot be held."""
+
+from __future__ import annotations
+
+import difflib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, cast
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from msgspec.structs import replace
+
+from mlflow_bundle._bundle import Bundle
+from mlflow_bundle._codec import decode_record, encode
+from mlflow_bundle._spool import LineSpool
+from mlflow_bundle.errors import NotFoundError, UsageError
+from mlflow_bundle.records import Experiment, Problem, Run
+from mlflow_bundle.tracking._port import MlflowTarget, RestoredRun, TargetExperiment
+from mlflow_bundle.tracking._select import Selected, parent_of
+
+__all__ = ["Action", "Placement", "Plan", "make_plan"]
+
+Action = Literal["created", "merged", "refused"]
+
+
+@dataclass(slots=True)
+class Placement:
+    """Where an archived experiment goes."""
+
+    experiment: Experiment
+    name: str
+    action: Action
+    existing: TargetExperiment | None = None
+    target_id: str | None = None
+    runs: int = 0
+    #: Archived ids of runs of this experiment that are at the target already.
+    there: dict[str, RestoredRun] = field(default_factory=dict)
+
+    @property
+    def ours(self) -> bool:
+        """Whether the experiment at the target is a restore of this one, so that it may be deleted as this one is."""
+        return self.existing is None or self.existing.source_id == self.experiment.experiment_id
+
+
+@dataclass(slots=True)
+class Plan:
+    """Everything that is known before the first write. ``parents`` maps selected runs to their parents."""
+
+    placements: dict[str, Placement]
+    run_ids: list[str]
+    parents: dict[str, str]
+    problems: list[Problem]
+    notes: list[str]
+    _runs: LineSpool
+
+    def runs(self) -> Iterator[Run]:
+        """The selected runs whose experiment can be placed, in archive order; may be asked for several times, in turn."""
+        for line in self._runs.lines():
+            run = cast("Run", decode_record(line, "run", name="spool"))
+            if self.placements[run.experiment_id].action != "refused":
+                yield run
+
+    def there(self, run_id: str) -> RestoredRun | None:
+        """The run at the target that comes from this archived run."""
+        found = (placement.there.get(run_id) for placement in self.placements.values())
+        return next((run for run in found if run is not None), None)
+
+    def generations(self) -> list[int]:
+        """For each selected run, how many of its ancestors are selected: parents are restored before their children."""
+        depth: dict[str, int] = {}
+        selected = set(self.run_ids)
+        for run in self.run_ids:
+            chain = []
+            current: str | None = run
+            while current is not None and current in selected and current not in depth and current not in chain:
+                chain.append(current)
+                current = self.parents.get(current)
+            known = depth.get(current, -1) if current is not None else -1
+            depth |= {ancestor: number for number, ancestor in enumerate(reversed(chain), start=known + 1)}
+        return [depth[run] for run in self.run_ids]
+
+    def close(self) -> None:
+        """Remove the temporary file."""
+        self._runs.close()
+
+
+def make_plan(bundle: Bundle, target: MlflowTarget, selected: Selected, rename: Mapping[str, str]) -> Plan:
+    """Look at the archive and at the target; write nothing.
+
+    Raises:
+        NotFoundError: ``rename`` names an experiment that is not selected.
+        UsageError: two experiments would get one name.
+    """
+    names = _renamed(selected.experiments, rename)
+    existing = {found.name: found for found in target.experiments()}
+    placements: dict[str, Placement] = {}
+    problems: list[Problem] = []
+    for experiment in selected.experiments:
+        placement = _place(experiment, names[experiment.experiment_id], existing)
+        placements[experiment.experiment_id] = placement
+        if placement.action == "refused":
+            problems.append(_deleted_at_target(placement))
+        problems += target.cannot_hold_experiment(replace(experiment, name=placement.name))
+    spool, run_ids, parents = LineSpool(), [], {}
+    for run in selected.runs:
+        spool.add(encode(run))
+        run_ids.append(run.run_id)
+        if parent := parent_of(run):
+            parents[run.run_id] = parent
+        problems += target.cannot_hold_run(run)
+        if run.experiment_id not in placements:
+            raise NotFoundError(f"run {run.run_id} is of experiment {run.experiment_id}, which is not in the archive")
+        placements[run.experiment_id].runs += 1
+    plan = Plan(placements, run_ids, parents, problems, [], spool)
+    plan.problems += _refused_keys(bundle, target, run_ids)
+    plan.problems += _unreadable(bundle, run_ids)
+    _find_restored(plan, target)
+    _note_missing_parents(plan)
+    return plan
+
+
+def _renamed(experiments: Sequence[Experiment], rename: Mapping[str, str]) -> dict[str, str]:
+    """The name at the target of each experiment, by archived id."""
+    known = [e.name for e in experiments]
+    for old in rename:
+        if old not in known:
+            close = difflib.get_close_matches(old, known, n=3, cutoff=0.5)
+            raise NotFoundError(
+                f"cannot rename {old!r}: no such experiment is selected", code="experiment-not-found", close=close
+            )
+    names = {e.experiment_id: rename.get(e.name, e.name) for e in experiments}
+    twice = [name for name in names.values() if list(names.values()).count(name) > 1]
+    if twice:
+        raise UsageError(f"two experiments would be named {twice[0]!r} at the target", hint="choose other names to rename to")
+    return names
+
+
+def _place(experiment: Experiment, name: str, existing: Mapping[str, TargetExperiment]) -> Placement:
+    """A free name is created; an active experiment of that name gets the runs; a deleted one only if it is the same one."""
+    found = existing.get(name)
+    if found is None:
+        return Placement(experiment, name, "created")
+    same = found.source_id == experiment.experiment_id
+    if found.lifecycle_stage == "deleted" and not same:
+        return Placement(experiment, name, "refused", found)
+    return Placement(experiment, name, "merged", found, found.experiment_id)
+
+
+def _deleted_at_target(placement: Placement) -> Problem:
+    experiment, name = placement.experiment, placement.name
+    return Problem(
+        code="experiment-deleted-at-target",
+        kind="experiment",
+        id=experiment.experiment_id,
+        message=f"the target has a deleted experiment named {name!r}: rename this one, or restore or purge that one",
+        experiments=(experiment.experiment_id,),
+    )
+
+
+def _refused_keys(bundle: Bundle, target: MlflowTarget, run_ids: Sequence[str]) -> list[Problem]:
+    """One problem for each metric key that the target refuses, with the runs that have it."""
+    latest = bundle.latest_metrics()
+    refused = {key: why for key in latest["key"].unique().to_pylist() if (why := target.cannot_hold_key(key))}
+    if not refused:
+        return []
+    selected = pa.array(run_ids, pa.string())
+    bad = latest.filter(pc.is_in(latest["key"], value_set=pa.array(list(refused), pa.string())))
+    bad = bad.filter(pc.is_in(bad["run_id"], value_set=selected))
+    owners: dict[str, list[str]] = defaultdict(list)
+    for run, key in zip(bad["run_id"].to_pylist(), bad["key"].to_pylist(), strict=True):
+        owners[key].append(run)
+    return [
+        Problem(
+            code="metric-key-refused",
+            kind="metric",
+            id=key,
+            message=f"metric {key!r} of {len(runs):,} runs: {refused[key]}",
+            runs=tuple(runs),
+        )
+        for key, runs in owners.items()
+    ]
+
+
+def _unreadable(bundle: Bundle, run_ids: Sequence[str]) -> list[Problem]:
+    """One problem for each selected file that a partial snapshot lacks."""
+    if bundle.snapshot.state == "complete":
+        return []
+    selected = set(run_ids)
+    return [
+        Problem(
+            code="not-in-archive",
+            kind=problem.kind,
+            id=problem.id,
+            path=problem.path,
+            message=f"the snapshot is partial: {problem.message}",
+            experiments=problem.experiments,
+            runs=problem.runs,
+        )
+        for problem in bundle.snapshot.problems
+        if not problem.runs or selected & set(problem.runs)
+    ]
+
+
+def _find_restored(plan: Plan, target: MlflowTarget) -> None:
+    """Ask the target which of the runs, and of the parents outside of the selection, it has already."""
+    outside = sorted(set(plan.parents.values()) - set(plan.run_ids))
+    by_experiment: dict[str, list[str]] = defaultdict(list)
+    for run in plan.runs():
+        by_experiment[run.experiment_id].append(run.run_id)
+    for placement in plan.placements.values():
+        wanted = [*by_experiment.get(placement.experiment.experiment_id, ()), *outside]
+        if placement.existing is not None and wanted:
+            placement.there = dict(target.restored_runs(placement.existing.experiment_id, wanted))
+
+
+def _note_missing_parents(plan: Plan) -> None:
+    selected = set(plan.run_ids)
+    orphans = [run for run, parent in plan.parents.items() if parent not in selected and plan.there(parent) is None]
+    if orphans:
+        plan.notes.append(
+            f"{len(orphans):,} runs name a parent run that is neither in the archive nor at the target;"
+            f" they keep the tag as it was (for example run {orphans[0]})"
+        )

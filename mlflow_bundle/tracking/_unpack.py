@@ -1,0 +1,292 @@
+"""``unpack``: from a snapshot of a bundle to an MLflow server or database."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from fsspec.callbacks import DEFAULT_CALLBACK, Callback
+
+from mlflow_bundle._bundle import Bundle, open_bundle
+from mlflow_bundle._limits import DEFAULT_LIMITS, Limits
+from mlflow_bundle.errors import CannotHoldError
+from mlflow_bundle.records import Problem, Run
+from mlflow_bundle.tracking._archive import ArchiveSource
+from mlflow_bundle.tracking._connect import connect_target, resolve_tracking_uri
+from mlflow_bundle.tracking._plan import Action, Plan, make_plan
+from mlflow_bundle.tracking._port import MlflowTarget, PlannedRun, RunResult
+from mlflow_bundle.tracking._select import Lifecycle, Moment, Selection, select
+
+__all__ = ["ExperimentOutcome", "UnpackReport", "unpack"]
+
+_BATCH_RUNS: Final = 500
+_BATCH_POINTS: Final = 2_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExperimentOutcome:
+    """Where an archived experiment went. ``runs`` are those selected from it."""
+
+    source_id: str
+    id: str | None
+    name: str
+    action: Action
+    runs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnpackReport:
+    """What an unpack did. A run counts as restored when it was read back from the target and compared without a difference.
+
+    ``runs_planned`` are those that a dry run would restore. ``run_ids`` maps archived ids to those at the target.
+    Sizes are bytes; ``seconds`` is wall time.
+    """
+
+    bundle: str
+    snapshot: str
+    target: str
+    target_kind: str
+    dry_run: bool
+    experiments: tuple[ExperimentOutcome, ...]
+    runs_selected: int
+    runs_restored: int = 0
+    runs_already_there: int = 0
+    runs_failed: int = 0
+    runs_planned: int = 0
+    metric_points: int = 0
+    files: int = 0
+    file_bytes: int = 0
+    run_ids: Mapping[str, str] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+def unpack(
+    bundle: str | os.PathLike[str],
+    *,
+    tracking_uri: str | os.PathLike[str] | None = None,
+    experiment: str | Sequence[str] | None = None,
+    run: str | Sequence[str] | None = None,
+    filter: str | None = None,  # noqa: A002 - MLflow's own word
+    since: Moment | None = None,
+    until: Moment | None = None,
+    lifecycle: Lifecycle = "all",
+    descendants: bool = False,
+    rename: Mapping[str, str] | None = None,
+    snapshot: str | None = None,
+    dry_run: bool = False,
+    allow_partial: bool = False,
+    artifact_root: str | os.PathLike[str] | None = None,
+    artifacts_destination: str | os.PathLike[str] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    artifact_storage_options: Mapping[str, Any] | None = None,
+    jobs: int | None = None,
+    callback: Callback = DEFAULT_CALLBACK,
+    limits: Limits = DEFAULT_LIMITS,
+) -> UnpackReport:
+    """Restore experiments and runs of a snapshot to an MLflow server or database.
+
+    The selection means the same as in ``pack``. ``rename`` gives archived experiments other names. An experiment that
+    exists gets the runs; runs that an earlier unpack restored are left alone, unfinished ones are finished.
+
+    A database keeps ids, times and deleted state. A server gives new ids; tags ``mlflow_bundle.source.*`` carry the rest.
+
+    ``artifact_root`` is where the files of a database target go, by default ``mlruns`` beside an SQLite file. With
+    ``artifacts_destination``, the place that a server of that database will use, ``mlflow-artifacts:`` locations stay.
+
+    Everything restored is read back and compared before it counts. ``dry_run`` writes nothing and says what would happen.
+
+    Raises:
+        CannotHoldError: the target cannot hold something, and ``allow_partial`` was not given. Nothing was written.
+        NotFoundError, BundleNotFoundError: no such bundle, snapshot, experiment or run.
+        ServerError: the target failed. What was restored stays; running again finishes the rest.
+    """
+    started = time.monotonic()
+    selection = Selection.of(
+        experiment=experiment,
+        run=run,
+        filter=filter,
+        since=since,
+        until=until,
+        lifecycle=lifecycle,
+        descendants=descendants,
+    )
+    uri = resolve_tracking_uri(tracking_uri)
+    with ExitStack() as stack:
+        archive = stack.enter_context(open_bundle(bundle, snapshot=snapshot, storage_options=storage_options, limits=limits))
+        selected = select(ArchiveSource(archive), selection)
+        target = stack.enter_context(
+            closing(
+                connect_target(
+                    uri,
+                    bundle_id=archive.snapshot.bundle_id,
+                    artifact_root=None if artifact_root is None else os.fspath(artifact_root),
+                    artifacts_destination=None if artifacts_destination is None else os.fspath(artifacts_destination),
+                    artifact_storage_options=artifact_storage_options,
+                    jobs=jobs,
+                )
+            )
+        )
+        plan = stack.enter_context(closing(make_plan(archive, target, selected, rename or {})))
+        work = _Restore(archive, target, plan, callback)
+        if dry_run:
+            return work.report(dry_run=True, seconds=time.monotonic() - started)
+        if plan.problems and not allow_partial:
+            raise _cannot_hold(plan.problems, target)
+        work.run()
+        return work.report(dry_run=False, seconds=time.monotonic() - started)
+
+
+def _cannot_hold(problems: Sequence[Problem], target: MlflowTarget) -> CannotHoldError:
+    first, count = problems[0], len(problems)
+    more = f", and {count - 1:,} more" if count > 1 else ""
+    return CannotHoldError(
+        f"nothing was written, because {target.description.uri} cannot hold everything: {first.message}{more}",
+        problems,
+        hint="--dry-run lists all of it; --allow-partial restores the rest and reports what was left out",
+    )
+
+
+class _Restore:
+    """One unpack: places experiments, restores runs batch by batch, parents first, and counts what was read back."""
+
+    def __init__(self, archive: Bundle, target: MlflowTarget, plan: Plan, callback: Callback) -> None:
+        self._archive, self._target, self._plan, self._callback = archive, target, plan, callback
+        self._ids: dict[str, str] = {}
+        self._restored = self._there = self._failed = self._points = self._files = self._bytes = 0
+        self._problems: list[Problem] = list(plan.problems)
+        self._notes: dict[str, int] = {}
+        for placement in plan.placements.values():
+            self._ids |= {source: run.run_id for source, run in placement.there.items() if run.complete or target.keeps_ids}
+
+    def run(self) -> None:
+        """Do it."""
+        for placement in self._plan.placements.values():
+            if placement.action != "refused":
+                placement.target_id = self._target.place_experiment(
+                    placement.experiment, name=placement.name, existing=placement.existing
+                )
+        progress = self._callback.branched("restore", "")
+        progress.set_size(len(self._plan.run_ids))
+        for batch in self._batches():
+            self._restore(batch)
+            progress.relative_update(len(batch))
+        progress.close()
+        for placement in self._plan.placements.values():
+            if placement.target_id is None or placement.experiment.lifecycle_stage != "deleted":
+                continue
+            if placement.ours:
+                self._target.finish_experiment(placement.experiment, placement.target_id)
+            else:
+                self._note(
+                    f"experiment {placement.name!r} is deleted in the archive and was active at the target: it stays active"
+                )
+
+    def _batches(self) -> Iterator[list[Run]]:
+        """The runs to look at, parents before their children, in batches that fit into memory."""
+        generations = self._plan.generations()
+        number = dict(zip(self._plan.run_ids, generations, strict=True))
+        last = 0 if self._target.keeps_ids else max(generations, default=0)
+        for generation in range(last + 1):
+            batch: list[Run] = []
+            points = 0
+            for run in self._plan.runs():
+                if self._is_done(run) or (last and number[run.run_id] != generation):
+                    continue
+                count = self._archive.metric_rows([run.run_id])[0]
+                if batch and (len(batch) == _BATCH_RUNS or points + count > _BATCH_POINTS):
+                    yield batch
+                    batch, points = [], 0
+                batch.append(run)
+                points += count
+            if batch:
+                yield batch
+
+    def _is_done(self, run: Run) -> bool:
+        """Whether an earlier unpack finished this run. A target that keeps ids compares it again."""
+        there = self._plan.there(run.run_id)
+        return not self._target.keeps_ids and there is not None and there.complete
+
+    def _restore(self, batch: Sequence[Run]) -> None:
+        ids = [run.run_id for run in batch]
+        counts = self._archive.metric_rows(ids)
+        files: dict[str, list[tuple[str, int, str]]] = {run: [] for run in ids}
+        for row in self._archive.files_of(ids).to_pylist():
+            if row["state"] == "ok":
+                files[row["run_id"]].append((row["path"], row["size"], row["sha256"]))
+        planned = [self._planned(run, count, files[run.run_id]) for run, count in zip(batch, counts, strict=True)]
+        results = self._target.restore(planned, self._archive.series(ids), self._archive.blobs.open)
+        for result in results:
+            self._take(result)
+
+    def _planned(self, run: Run, points: int, files: Sequence[tuple[str, int, str]]) -> PlannedRun:
+        there = self._plan.there(run.run_id)
+        placed = self._plan.placements[run.experiment_id].target_id
+        assert placed is not None
+        return PlannedRun(
+            source=run,
+            experiment_id=placed,
+            target_run_id=there.run_id if there else None,
+            parent_id=self._ids.get(self._plan.parents.get(run.run_id, "")),
+            files=tuple(files),
+            metric_rows=points,
+        )
+
+    def _take(self, result: RunResult) -> None:
+        was_there = self._target.keeps_ids and self._plan.there(result.source_run_id) is not None
+        for note in result.notes:
+            self._note(note)
+        if result.run_id is not None:
+            self._ids[result.source_run_id] = result.run_id
+        known = {(p.code, p.id, p.path, p.message) for p in self._plan.problems} if result.problems else set()
+        self._problems += [p for p in result.problems if (p.code, p.id, p.path, p.message) not in known]
+        if result.problems:
+            self._failed += 1
+        elif was_there:
+            self._there += 1
+        else:
+            self._restored += 1
+        if not was_there:
+            self._points += result.metric_points
+            self._files += result.files
+            self._bytes += result.file_bytes
+
+    def _note(self, note: str) -> None:
+        self._notes[note] = self._notes.get(note, 0) + 1
+
+    def report(self, *, dry_run: bool, seconds: float) -> UnpackReport:
+        """The counts so far."""
+        plan, target = self._plan, self._target
+        done = sum(1 for run in plan.run_ids if (there := plan.there(run)) is not None and there.complete)
+        if not target.keeps_ids or dry_run:
+            self._there = done
+        refused = sum(p.runs for p in plan.placements.values() if p.action == "refused")
+        notes = [*plan.notes, *(f"{note} ({count:,} times)" if count > 1 else note for note, count in self._notes.items())]
+        return UnpackReport(
+            bundle=self._archive.url,
+            snapshot=self._archive.snapshot_id,
+            target=target.description.uri,
+            target_kind=target.description.kind,
+            dry_run=dry_run,
+            experiments=tuple(
+                ExperimentOutcome(source_id=source, id=p.target_id, name=p.name, action=p.action, runs=p.runs)
+                for source, p in plan.placements.items()
+            ),
+            runs_selected=len(plan.run_ids),
+            runs_restored=self._restored,
+            runs_already_there=self._there,
+            runs_failed=self._failed + (0 if dry_run else refused),
+            runs_planned=len(plan.run_ids) - done - refused if dry_run else 0,
+            metric_points=self._points,
+            files=self._files,
+            file_bytes=self._bytes,
+            run_ids=dict(self._ids),
+            problems=tuple(self._problems),
+            notes=tuple(notes),
+            seconds=seconds,
+        )

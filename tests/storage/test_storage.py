@@ -1,0 +1,131 @@
+"""What a URL means, and what is said about one that means nothing."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+import pytest
+
+from mlflow_bundle import _layout
+from mlflow_bundle._local import LocalStorage
+from mlflow_bundle._onefile import OneFileStorage
+from mlflow_bundle._remote import RemoteStorage
+from mlflow_bundle._storage import open_storage
+from mlflow_bundle.errors import BundleNotFoundError, CorruptError, StorageError, UsageError
+from tests.storage.suite import SNAPSHOT, put
+
+
+def test_paths_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative paths, ``~``, ``file://`` and path objects all mean the same folder, also after a change of directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    storages = [open_storage(url) for url in ("bundle", "./bundle/", "~/bundle", f"file://{tmp_path}/bundle", Path("bundle"))]
+    monkeypatch.chdir("/")
+    path = put(storages[0], b"object")
+    for storage in storages:
+        assert isinstance(storage, LocalStorage)
+        assert storage.list("") == {path: 6}
+    assert storages[2].url == "~/bundle"
+
+
+def test_names_that_end_in_zip(tmp_path: Path) -> None:
+    """A name that ends in .zip is one file, unless it is a folder or another layer of the URL opens it."""
+    (tmp_path / "folder.zip").mkdir()
+    assert isinstance(open_storage(tmp_path / "x.mlbundle.zip"), OneFileStorage)
+    assert isinstance(open_storage(tmp_path / "X.ZIP"), OneFileStorage)
+    assert isinstance(open_storage(tmp_path / "folder.zip"), LocalStorage)
+    assert isinstance(open_storage("memory://x.zip"), OneFileStorage)
+    assert isinstance(open_storage("memory://zip"), RemoteStorage)
+
+
+def test_chained_urls(tmp_path: Path) -> None:
+    """A one-file bundle is read through fsspec's own zip, and through a cache of files."""
+    with open_storage(tmp_path / "b.zip") as storage:
+        path = put(storage, b"object")
+        storage.commit(b"snapshot", SNAPSHOT)
+        storage.flush()
+    inner = open_storage(f"zip://::file://{tmp_path}/b.zip")
+    assert isinstance(inner, RemoteStorage)
+    assert inner.list("objects") == {path: 6}
+    assert inner.read(path) == b"object"
+    with pytest.raises(StorageError):
+        inner.put_bytes(b"other", _layout.MARKER)
+    cached = open_storage(
+        f"simplecache::memory://{uuid.uuid4().hex}/b.zip",
+        storage_options={"simplecache": {"cache_storage": str(tmp_path / "c")}},
+    )
+    assert isinstance(cached, OneFileStorage)
+    assert cached.list("") == {}
+
+
+def test_any_file_system(tmp_path: Path) -> None:
+    """A file system with folders and without atomic writes holds bundles in both forms."""
+    for name in ("bundle", "bundle.zip"):
+        url, options = f"dir::file://{tmp_path}/{name}", {"dir": {"path": f"{tmp_path}/outer"}}
+        url = f"dir://{name}"
+        options = {"path": f"{tmp_path}/outer", "target_protocol": "file", "target_options": {"auto_mkdir": True}}
+        with open_storage(url, storage_options=options) as storage:
+            path = put(storage, b"object")
+            storage.commit(b"first", SNAPSHOT)
+            storage.flush()
+        with open_storage(url, storage_options=options) as storage:
+            other = put(storage, b"another")
+            storage.flush()
+        assert open_storage(url, storage_options=options).list("") == {path: 6, other: 7, SNAPSHOT: 5} | {}
+        assert open_storage(tmp_path / "outer" / name).read(SNAPSHOT) == b"first"
+    assert sorted(os.listdir(tmp_path / "outer")) == ["bundle", "bundle.zip"]
+
+
+def test_an_upload_that_was_cut_off() -> None:
+    """On a store that shows unfinished writes, an object that is too short is written again, whole."""
+    url = f"memory://{uuid.uuid4().hex}"
+    storage = open_storage(url)
+    assert isinstance(storage, RemoteStorage)
+    path = put(storage, b"a whole object")
+    storage._fs.pipe_file(f"{storage._root}/{path}", b"a who")
+    assert storage.put_bytes(b"a whole object", path) is True
+    assert storage.read(path) == b"a whole object"
+    storage._fs.pipe_file(f"{storage._root}/{SNAPSHOT}", b"sna")
+    storage.commit(b"snapshot", SNAPSHOT)
+    assert storage.read(SNAPSHOT) == b"snapshot"
+
+
+@pytest.mark.parametrize("url", ["nonsense://somewhere", "gs://bucket/x", "", "nonsense::memory://x"])
+def test_urls_that_nothing_opens(url: str) -> None:
+    """An unknown protocol and a package that is not installed are mistakes of the call, each with its reason."""
+    with pytest.raises(UsageError) as caught:
+        open_storage(url)
+    if url.startswith("gs"):
+        assert "gcsfs" in str(caught.value)
+        assert caught.value.hint
+        assert caught.value.code == "missing-package"
+
+
+def test_wrong_options() -> None:
+    """Options that a file system does not know are a mistake of the call."""
+    with pytest.raises(UsageError, match="storage_options|argument"):
+        open_storage("github://org:repo@sha/x", storage_options={"nonsense": 1, "org": 2})
+
+
+def test_a_plain_file(tmp_path: Path) -> None:
+    """A file is no folder and, without the right name, no one-file bundle; with it, it must be a ZIP file."""
+    (tmp_path / "file").write_bytes(b"text")
+    with pytest.raises(BundleNotFoundError) as caught:
+        open_storage(tmp_path / "file")
+    assert ".mlbundle.zip" in (caught.value.hint or "")
+    for content in (b"", b"text", b"PK\3\4" + bytes(100)):
+        (tmp_path / "file.zip").write_bytes(content)
+        with pytest.raises(CorruptError) as corrupt:
+            open_storage(tmp_path / "file.zip")
+        assert corrupt.value.code == "not-a-zip"
+
+
+def test_credentials_are_not_shown() -> None:
+    """Neither the URL of a storage nor an error about it shows a password or a signature."""
+    with pytest.raises(UsageError) as caught:
+        open_storage("nonsense://user:hidden@host/x")
+    assert "hidden" not in str(caught.value)
+    storage = open_storage("memory://user:hidden@host/x")
+    assert "hidden" not in storage.url
