@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
 from collections.abc import Iterator
 from typing import Any, Final, TypeVar
@@ -10,10 +11,9 @@ from typing import Any, Final, TypeVar
 import msgspec
 import zstandard
 
-from mlflow_bundle._digests import digest_of
 from mlflow_bundle._limits import DEFAULT_LIMITS, KIB, MIB, Limits
 from mlflow_bundle.errors import CorruptError, LimitError
-from mlflow_bundle.records import KINDS, Record
+from mlflow_bundle.records import KINDS, LOCATION_FIELDS, Record
 
 __all__ = [
     "Frame",
@@ -23,6 +23,7 @@ __all__ = [
     "decode_record",
     "encode",
     "line_kind",
+    "logical_digest",
     "read_frames",
     "read_lines",
     "seek_table",
@@ -31,7 +32,9 @@ __all__ = [
 Document = TypeVar("Document")
 
 _ENCODER: Final = msgspec.json.Encoder(order="sorted")
+_STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _NOT_BRACKETS: Final = bytes(sorted(set(range(256)) - set(b"[]{}")))
+_LOCATIONS: Final = tuple(field.encode() for field in LOCATION_FIELDS)
 _LEVEL: Final = 3
 _SKIPPABLE_MAGIC: Final = 0x184D2A5E
 _SEEKABLE_MAGIC: Final = 0x8F92EAB1
@@ -51,14 +54,14 @@ def check_depth(data: bytes, limits: Limits, name: str) -> None:
     Raises:
         LimitError: it does.
     """
-    brackets = data.translate(None, _NOT_BRACKETS)
+    if data.count(b"[") + data.count(b"{") <= limits.json_depth:
+        return
+    # Brackets inside strings would pair up with real ones.
+    brackets = _STRING.sub(b"", data).translate(None, _NOT_BRACKETS)
     for _ in range(limits.json_depth):
         if not brackets:
             return
-        shorter = brackets.replace(b"[]", b"").replace(b"{}", b"")
-        if len(shorter) == len(brackets):
-            break
-        brackets = shorter
+        brackets = brackets.replace(b"[]", b" ").replace(b"{}", b" ").translate(None, b" ")  # just one level
     if brackets and _exact_depth(data) > limits.json_depth:
         raise LimitError(f"{name} nests JSON deeper than {limits.json_depth} levels", code="E090")
 
@@ -226,7 +229,10 @@ def decode_frame(stored: bytes | memoryview, raw: int, *, name: str, limits: Lim
     if raw > limits.frame_bytes or (raw > MIB and raw > limits.frame_ratio * len(stored)):
         raise LimitError(f"{name} has a zstd frame of {len(stored):,} bytes that claims {raw:,}", code="E091")
     try:
-        lines = zstandard.ZstdDecompressor().decompress(stored, max_output_size=raw)
+        # The decoder allocates what the frame itself claims, whatever limit it is given.
+        if zstandard.frame_content_size(stored) != raw:
+            raise CorruptError(f"{name} has a zstd frame of another size than its seek table says", code="E033")
+        lines = zstandard.ZstdDecompressor().decompress(stored, max_output_size=raw, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise CorruptError(f"{name} has a zstd frame that does not decode: {error}", code="E033") from error
     if len(lines) != raw or not lines.endswith(b"\n"):
@@ -250,6 +256,9 @@ def read_lines(data: bytes, *, name: str, limits: Limits = DEFAULT_LIMITS) -> It
             yield line
 
 
-def line_digest(line: bytes) -> str:
-    """The digest of a record: of its line without the line feed."""
-    return digest_of(line)
+def logical_digest(line: bytes) -> bytes:
+    """The 32 bytes that stand for a record in the logical root: SHA-256 of its line without the location fields."""
+    if any(field in line for field in _LOCATIONS):
+        members = msgspec.json.decode(line)
+        line = encode({name: value for name, value in members.items() if name not in LOCATION_FIELDS})
+    return hashlib.sha256(line).digest()

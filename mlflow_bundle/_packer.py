@@ -13,7 +13,7 @@ from mlflow_bundle import _layout
 from mlflow_bundle.__about__ import __version__
 from mlflow_bundle._base import Base
 from mlflow_bundle._blobs import BlobWriter, KnownDigests
-from mlflow_bundle._codec import LinesWriter, decode_record, encode, read_lines
+from mlflow_bundle._codec import LinesWriter, decode_record, encode, logical_digest, read_lines
 from mlflow_bundle._digests import hex_of
 from mlflow_bundle._index import settle
 from mlflow_bundle._limits import DEFAULT_LIMITS, WRITER_TARGETS, Limits, Targets
@@ -320,19 +320,18 @@ class Packer:
             )
         self._count([(ref, new)])
         if kind != "run":
-            for digest in digests:
-                tree.add(leaf(kind, bytes.fromhex(digest)))
+            for line in lines:
+                tree.add(leaf(kind, logical_digest(line)))
             return [ref]
-        return [ref, self._write_runs_view(records, digests, path, writer, tree)]
+        first = tree.rows
+        series, files = self._series.owners.digests, self._files.owners.digests
+        for number, line in enumerate(lines, start=first):
+            tree.add(leaf(kind, logical_digest(line), bytes.fromhex(series[number]), bytes.fromhex(files[number])))
+        return [ref, self._write_runs_view(records, digests, path, writer, first)]
 
     def _write_runs_view(
-        self, records: Sequence[Any], digests: Sequence[str], path: str, lines: LinesWriter, tree: MerkleTree
+        self, records: Sequence[Any], digests: Sequence[str], path: str, lines: LinesWriter, first: int
     ) -> ObjectRef:
-        series, files = self._series.owners, self._files.owners
-        first = tree.rows
-        for number, digest in enumerate(digests, start=first):
-            parts = (digest, series.digests[number], files.digests[number])
-            tree.add(leaf("run", *map(bytes.fromhex, parts)))
         frames = [f for f, rows in zip(lines.frames, lines.frame_rows, strict=True) for _ in range(rows)]
         places = [RunPlace(path, f.offset, f.length, d) for f, d in zip(frames, digests, strict=True)]
         with self._storage.stage() as staged:
@@ -343,8 +342,8 @@ class Packer:
                     records[start:end],
                     places[start:end],
                     first=first + start,
-                    metrics=series,
-                    files=files,
+                    metrics=self._series.owners,
+                    files=self._files.owners,
                     latest=self._latest.until(first + end),
                     experiment_names=self._experiment_names,
                 )

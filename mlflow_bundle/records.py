@@ -17,6 +17,7 @@ __all__ = [
     "FORMAT",
     "KINDS",
     "LAYOUT",
+    "LOCATION_FIELDS",
     "Dataset",
     "DatasetInput",
     "Experiment",
@@ -141,6 +142,10 @@ KINDS: Final[Mapping[str, Kind]] = MappingProxyType(
         )
     }
 )
+
+#: Members of a record that say where its source keeps files. They are archived, and no part of the logical root: a
+#: restore puts the files elsewhere and is the same all the same.
+LOCATION_FIELDS: Final = ("artifact_location", "artifact_uri")
 
 #: Stands for an absent time in order keys: entities without one come last.
 NO_TIME: Final = 2**53 - 1

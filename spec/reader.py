@@ -1,9 +1,6 @@
-"""An independent reader of mlflow-bundle archives, written from spec/v1.md alone: it checks everything and extracts files.
+"""An independent reader of mlflow-bundle archives, from spec/v1.md alone (comments name its sections): checks, and extracts files.
 
-    python spec/reader.py BUNDLE [--extract DIR]
-
-BUNDLE is a folder or a .zip file. Needs zstandard and pyarrow, and nothing of the package mlflow_bundle. Prints a JSON summary;
-exits 0 (sound), 1 (no bundle, or one that needs a newer reader), 4 (problems). Numbers in comments are sections of v1.md.
+Needs zstandard and pyarrow. Exit code 0: sound; 1: no bundle, or one that needs a newer reader; 4: problems were found.
 """
 
 import argparse
@@ -28,27 +25,22 @@ SNAPSHOT = re.compile(r"snapshots/([0-9]{8}T[0-9]{6}\.[0-9]{3}Z)-([0-9a-f]{16})\
 SUFFIX = {"records": ".jsonl.zst", "lists": ".jsonl.zst", "packs": ".zip", "blobs": ""}
 KEYS = {"experiment": ("creation_time", "experiment_id"), "run": ("start_time", "run_id")}  # 4.1
 UNSAFE = re.compile(r"(?is)\.{0,2}|.*\x00.*|[a-z]:.*|(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")  # 10.2
-FRAME_LIMIT, RATIO_LIMIT = 128 << 20, 10_000  # 10.1
 
 
-class DamageError(Exception):
-    pass
-
-
-ERRORS = (DamageError, LookupError, ValueError, TypeError, OSError, EOFError, RuntimeError)
+ERRORS = (LookupError, ValueError, TypeError, OSError, EOFError, RuntimeError)
 ERRORS += (struct.error, zlib.error, zipfile.BadZipFile, zstandard.ZstdError, pa.ArrowException)
 
 
 def store_of(bundle):
-    if Path(bundle).is_dir():
-        names = {p.relative_to(bundle).as_posix() for p in Path(bundle).rglob("*") if p.is_file()}
-        opened = Path(bundle).joinpath
+    root = Path(bundle)
+    if root.is_dir():
+        names = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
     else:  # 3.5
-        archive = zipfile.ZipFile(bundle)
-        names, opened = set(archive.namelist()), partial(zipfile.Path, archive)
+        root = zipfile.Path(bundle)
+        names = set(root.root.namelist())
 
     def read(name, start=0, length=-1):
-        with opened(name) as file:
+        with root.joinpath(name).open("rb") as file:
             file.seek(start)
             return file.read(length)
 
@@ -75,32 +67,28 @@ def merkle(leaves):  # 8.2
 
 
 def lines_of(data):  # 4.2
-    if len(data) < 17:
-        raise DamageError("has no seek table")
     count, descriptor, magic = struct.unpack("<IBI", data[-9:])
     entry = 12 if descriptor & 0x80 else 8
-    start = len(data) - 17 - count * entry
-    if magic != 0x8F92EAB1 or start < 0 or struct.unpack_from("<II", data, start) != (0x184D2A5E, count * entry + 9):
-        raise DamageError("has no seek table")
+    table = len(data) - 17 - count * entry
+    if magic != 0x8F92EAB1 or table < 0 or struct.unpack_from("<II", data, table) != (0x184D2A5E, count * entry + 9):
+        raise ValueError("has no seek table")
     offset, lines = 0, []
     for number in range(count):
-        length, raw = struct.unpack_from("<II", data, start + 8 + number * entry)
-        if raw > FRAME_LIMIT or (raw > 1 << 20 and raw > RATIO_LIMIT * length):
-            raise DamageError("has a zstd frame beyond the limits")
+        length, raw = struct.unpack_from("<II", data, table + 8 + number * entry)
+        if raw > 128 << 20 or (raw > 1 << 20 and raw > 10_000 * length):  # 10.1
+            raise ValueError("has a zstd frame beyond the limits")
         text = zstandard.ZstdDecompressor().decompress(data[offset : offset + length], max_output_size=raw)
-        if len(text) != raw or not text.endswith(b"\n"):
-            raise DamageError("has a zstd frame that is not what the seek table says")
-        lines += text[:-1].split(b"\n")
         offset += length
-    if offset != start:
-        raise DamageError("has a seek table that does not cover it")
+        lines += text[:-1].split(b"\n")
+        if len(text) != raw or text[-1:] != b"\n" or (number == count - 1 and offset != table):
+            raise ValueError("has zstd frames that are not what the seek table says")
     return lines
 
 
 def rows_of(data, schema, *columns):  # 5.1: tuples; read a row group at a time
     table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
     if (table.metadata.metadata or {}).get(b"mlflow_bundle.schema") != schema.encode():
-        raise DamageError(f"is not a table {schema}")
+        raise ValueError(f"is not a table {schema}")
     for number in range(table.num_row_groups):
         rows = table.read_row_group(number, columns=list(columns)).select(columns)
         if "value" in columns:  # doubles as their bits, so that every NaN stays what it is
@@ -117,7 +105,7 @@ def series_of(data):  # 8.3: (run, rows, digest) of each run of a metrics object
             columns = list(zip(*(row[2:] for row in group), strict=True))
             places = [(key.encode(), s, t, v ^ ((v >> 63) & 2**63 - 1)) for s, t, v in zip(*columns, strict=True)]  # 5.2
             if [last, *places] != sorted([last, *places]):
-                raise DamageError(f"has points of run {run} out of order")
+                raise ValueError(f"has points of run {run} out of order")
             last = places[-1]
             keys.append([key, len(places)])
             for hasher, column in zip(hashers, columns, strict=True):
@@ -131,7 +119,7 @@ def files_of(data):  # 8.4: (run, [[path, size, sha256, state], ...]) of each ru
         listing = [list(row[1:]) for row in group]
         paths = [row[0].encode() for row in listing]
         if paths != sorted(set(paths)) or any((row[2] is None) != (row[3] == "unreadable") for row in listing):
-            raise DamageError(f"has files of run {run} out of order, doubled, or with a wrong state")
+            raise ValueError(f"has files of run {run} out of order, doubled, or with a wrong state")
         yield run, listing
 
 
@@ -146,12 +134,12 @@ class Check:
         whole = [name for name in found if sha(self.read(name))[:16] == SNAPSHOT.fullmatch(name)[2]]
         self.problems += [f"{name}: does not match its name: torn or damaged" for name in found if name not in whole]
         if not whole:
-            raise DamageError("there is no snapshot")
+            raise ValueError("there is no snapshot")
         self.path, data = whole[0], self.read(whole[0])
         self.snapshot = json.loads(data)
         for document in (self.marker, self.snapshot):
             if [document["format"], document["layout"], document["requires"]["read"]] != ["mlflow-bundle", 1, []]:
-                raise DamageError("another format, or one that needs a newer reader")
+                raise ValueError("another format, or one that needs a newer reader")
         seconds, milliseconds = divmod(self.snapshot["created_at"], 1000)
         time = f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y%m%dT%H%M%S}.{milliseconds:03}Z"
         if time != SNAPSHOT.fullmatch(self.path)[1] or self.snapshot["bundle_id"] != self.marker["bundle_id"]:
@@ -168,30 +156,31 @@ class Check:
         except ERRORS as error:
             self.problem(ref["path"], str(error) or type(error).__name__)
 
-    def run(self):
+    def run(self, folder):
         refs = [*self.snapshot["objects"], *self.snapshot["object_lists"]]
         for listing in self.snapshot["object_lists"]:  # 6.3
             self.guarded(listing, lambda data: refs.extend(map(json.loads, lines_of(data))))
         for ref in refs:
             self.guarded(ref, lambda data, ref=ref: self.enlist(ref, data))
         takers = {"records": self.take_records, "metrics": self.take_series, "files": self.take_files, "index": self.take_index}
-        for role in (*takers, "views"):
-            if role == "views":
-                self.check_roots()
-            for ref in self.listed.values():
-                if ref["role"] == role:
-                    self.guarded(ref, lambda data, ref=ref, role=role: takers.get(role, self.check_view)(ref, data))
+        for role, take in takers.items():
+            for ref in (ref for ref in self.listed.values() if ref["role"] == role):
+                self.guarded(ref, lambda data, ref=ref, take=take: take(ref, data))
+        self.check_roots()
+        for ref in (ref for ref in self.listed.values() if ref["role"] == "views"):
+            self.guarded(ref, lambda data, ref=ref: self.check_view(ref, data))
         for digest in sorted({row[2] for listing in self.files.values() for row in listing if row[2]}):
             self.guarded({"path": digest}, lambda _, digest=digest: sum(map(len, self.content(digest))))
+        if folder:
+            self.extract(folder)
 
-    def enlist(self, ref, data):
-        """Take an object that is there under the one right path, with its size and its SHA-256 (2.1, 3.2)."""
+    def enlist(self, ref, data):  # 2.1, 3.2
         path, match = ref["path"], OBJECT.fullmatch(ref["path"])
         fan = f"{match[2][:2]}/" if match and match[1] in ("packs", "blobs") else ""
         if not match or path != f"objects/{ref['role']}/{fan}{match[2]}{SUFFIX.get(ref['role'], '.parquet')}":
-            raise DamageError("is not the path of an object of its role")
+            raise ValueError("is not the path of an object of its role")
         if data is None or path in self.listed or (len(data), sha(data)) != (ref["size"], match[2]):
-            raise DamageError("is missing" if data is None else "is damaged, or listed twice")
+            raise ValueError("is missing" if data is None else "is damaged, or listed twice")
         self.listed[path] = ref
 
     def agree(self, ref, rows, content):
@@ -203,7 +192,7 @@ class Check:
         for line in lines:
             record = json.loads(line)
             if record["kind"] != kind or compact(record) != line:
-                raise DamageError(f"has a line that is not a canonical record of kind {kind}")
+                raise ValueError(f"has a line that is not a canonical record of kind {kind}")
             place = [record.get(KEYS[kind][0], 2**53 - 1), record[KEYS[kind][1]]] if kind in KEYS else None  # 4.1
             found.append((place, sha(line)))
         known = self.records.setdefault(kind, [])
@@ -211,17 +200,15 @@ class Check:
         known += found
         if any(after <= before for before, after in pairwise(places)):
             self.problem(ref["path"], f"has a {kind} out of order, or twice")
-        if kind in KEYS and [found[0][0], found[-1][0]] != [ref["first"], ref["last"]]:
+        if places and [found[0][0], found[-1][0]] != [ref["first"], ref["last"]]:
             self.problem(ref["path"], "has other order keys than the snapshot says")
         self.agree(ref, len(lines), "sha256:" + sha(b"".join(line + b"\n" for line in lines)))
 
     def take_series(self, ref, data):
-        found = list(series_of(data))
-        self.take_owners(ref, self.series, [(run, (rows, digest), rows, digest) for run, rows, digest in found])
+        self.take_owners(ref, self.series, [(run, (rows, digest), rows, digest) for run, rows, digest in series_of(data)])
 
     def take_files(self, ref, data):
-        found = list(files_of(data))
-        self.take_owners(ref, self.files, [(run, files, len(files), sha(compact(files))) for run, files in found])
+        self.take_owners(ref, self.files, [(run, files, len(files), sha(compact(files))) for run, files in files_of(data)])
 
     def take_owners(self, ref, known, found):
         runs = [run for run, *_ in found]
@@ -236,8 +223,7 @@ class Check:
             self.index.setdefault(row[0], {}).setdefault(row[1], row[2:])
         self.agree(ref, len(rows), None)
 
-    def digests(self, run):
-        """The digests of the series and of the files of a run (8.3, 8.4)."""
+    def digests(self, run):  # 8.3, 8.4
         empty = sha(b"[]\n" + 3 * hashlib.sha256().digest())
         return self.series.get(run, (0, empty))[1], sha(compact(self.files.get(run, [])))
 
@@ -258,7 +244,7 @@ class Check:
         if {kind: count for kind, count in self.snapshot["counts"].items() if kind in self.counts} != self.counts:
             self.problem("counts", f"are {self.counts}, and the snapshot says something else")
         if strangers := (self.series.keys() | self.files.keys()) - {place[1] for place, _ in self.records.get("run", [])}:
-            self.problem("tables", f"have rows of runs without a record: {sorted(strangers)}")
+            self.problem("tables", f"have rows of unknown runs: {sorted(strangers)}")
 
     def check_view(self, ref, data):  # 5.4
         rows = list(rows_of(data, "runs_view/1", "run_id", "record_digest", "metric_digest", "file_digest"))
@@ -270,18 +256,18 @@ class Check:
     def content(self, digest):  # 5.3: the bytes of a content, extent by extent
         extents, hasher = self.index.get(digest, {}), hashlib.sha256()
         if not extents or sorted(extents) != list(range(len(extents))):
-            raise DamageError("the index does not have this content, or not all its parts")
+            raise ValueError("the index does not have this content, or not all its parts")
         for _, (path, offset, length, codec, raw_length) in sorted(extents.items()):
             if path not in self.listed or codec not in ("raw", "deflate"):
-                raise DamageError(f"has an extent in {path} ({codec}), which is not there")
+                raise ValueError(f"has an extent in {path} ({codec}), which is not there")
             data = self.read(path, offset, length)
             data = zlib.decompress(data, -15) if codec == "deflate" else data
             hasher.update(data)
             if len(data) != raw_length:
-                raise DamageError("has an extent of another length")
+                raise ValueError("has an extent of another length")
             yield data
         if hasher.hexdigest() != digest:
-            raise DamageError("this content has another SHA-256")
+            raise ValueError("this content has another SHA-256")
 
     def extract(self, folder):  # 10.2
         taken, above = set(), set()
@@ -299,20 +285,18 @@ class Check:
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser = argparse.ArgumentParser(usage="reader.py BUNDLE [--extract DIR]")
     parser.add_argument("bundle")
-    parser.add_argument("--extract", metavar="DIR")
+    parser.add_argument("--extract")
     options = parser.parse_args(arguments)
     try:
         check = Check(options.bundle)
     except ERRORS as error:
         print(json.dumps({"bundle": options.bundle, "error": f"{type(error).__name__}: {error}"}))
         return 1
-    check.run()
-    if options.extract:
-        check.extract(options.extract)
-    summary = {"bundle": options.bundle, "snapshot": check.path, "state": check.snapshot["state"], "counts": check.counts}
-    print(json.dumps({**summary, "logical_root": check.root, "problems": check.problems}, indent=2, ensure_ascii=False))
+    check.run(options.extract)
+    summary = {"snapshot": check.path, "state": check.snapshot["state"], "counts": check.counts, "logical_root": check.root}
+    print(json.dumps({**summary, "problems": check.problems}, indent=2, ensure_ascii=False))
     return 4 if check.problems else 0
 
 

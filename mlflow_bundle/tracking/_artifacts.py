@@ -77,9 +77,6 @@ def _direct(
             return FsspecArtifacts(uri, storage_options, below=below)
         except ImportError:
             pass  # MLflow may have a client of its own for it, and says what to install where it has not.
-    if scheme == "dbfs" and tracking_uri is None:
-        # MLflow would ask its default tracking store for credentials, and create a database for that.
-        tracking_uri = "databricks"
     return PluginArtifacts(posixpath.join(uri, below) if below else uri, tracking_uri)
 
 

@@ -162,7 +162,12 @@ class PluginArtifacts:
             StorageError: nobody knows the scheme, or the package behind it is not installed.
         """
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository  # noqa: PLC0415
+        from mlflow.utils.uri import add_databricks_profile_info_to_artifact_uri  # noqa: PLC0415
 
+        if uri.startswith("dbfs:"):
+            # Without a workspace MLflow asks its default tracking store for one, and creates a database for that.
+            workspace = tracking_uri if tracking_uri and tracking_uri.startswith("databricks") else "databricks"
+            uri = add_databricks_profile_info_to_artifact_uri(uri, workspace)
         self._shown = redact_uri(uri)
         with storage_errors(f"no artifact store for {self._shown}", hint="install the fsspec driver or MLflow plugin for it"):
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -434,6 +435,15 @@ def test_an_unknown_scheme_is_an_error() -> None:
     """A place that neither fsspec nor MLflow knows is said in one sentence, with what to do."""
     with pytest.raises(StorageError, match="no artifact store for carrier-pigeon"):
         _local("carrier-pigeon://coop/1")
+
+
+def test_looking_a_place_up_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even for a Databricks place without credentials, for which MLflow would create its default database."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
+    with contextlib.suppress(StorageError):
+        _local("dbfs:/somewhere")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_mlflow_plugins_are_the_last_resort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
