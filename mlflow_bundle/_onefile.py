@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import weakref
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -81,6 +82,7 @@ class OneFileStorage(Storage):
             with self._lock:
                 if self._folder is None:
                     self._folder = self._place.make_folder()
+                    self._cleanup = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
             return _StagedWithCrc(open_new(self._folder), self.url)
         except OSError as error:
             raise storage_error(error, f"write beside {self.url}") from error
@@ -136,7 +138,7 @@ class OneFileStorage(Storage):
     def close(self) -> None:
         self._place.close()
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._cleanup()
             self._folder = None
 
     def _locate(self, path: str) -> _Kept | tuple[Archive, Entry]:

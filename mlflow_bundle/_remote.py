@@ -93,9 +93,14 @@ _PAUSES: Final = (0.3, 1.5)
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """The exceptions that the loaded file systems raise when a store fails or refuses."""
+    """The exceptions that the loaded file systems raise when a store fails or refuses; some say ValueError to a write."""
     loaded = ((sys.modules.get(module), name) for module, name in _FOREIGN)
-    return (OSError, NotImplementedError, *(getattr(module, name) for module, name in loaded if hasattr(module, name)))
+    return (
+        OSError,
+        NotImplementedError,
+        ValueError,
+        *(getattr(module, name) for module, name in loaded if hasattr(module, name)),
+    )
 
 
 def filesystem_of(url: str, options: Mapping[str, Any]) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -119,7 +124,10 @@ def filesystem_of(url: str, options: Mapping[str, Any]) -> tuple[fsspec.Abstract
         raise BundleNotFoundError(f"there is nothing at {shown}") from error
     except failures() as error:
         raise remote_error(error, f"open {shown}") from error
-    return fs, root.rstrip("/")
+    root = root.rstrip("/")
+    if root[:1] in ("", "/") and protocols_of(fs) & OBJECT_STORES:
+        raise UsageError(f"{shown} names no bucket")
+    return fs, root
 
 
 class RemoteStorage(Storage):
@@ -128,7 +136,8 @@ class RemoteStorage(Storage):
     def __init__(self, url: str, fs: fsspec.AbstractFileSystem, root: str) -> None:
         self.url = redact_uri(url)
         self._fs = fs
-        self._root = root
+        #: Before each path; empty for the root of a file system, whatever that begins its names with.
+        self._prefix = f"{root}/" if root else ""
         protocols = protocols_of(fs)
         self._object_store = bool(protocols & OBJECT_STORES)
         self._create = bool(protocols & CREATE)
@@ -163,12 +172,11 @@ class RemoteStorage(Storage):
             return look_up(self._fs, self._full(path))
 
     def list(self, folder: str) -> dict[str, int]:
-        top = self._full(folder) if folder else self._root
+        top = self._full(folder) if folder else self._prefix.rstrip("/")
         self._fs.invalidate_cache()
         with self._failing("list", folder or self.url):
             found = self._find(top) if self._object_store else self._walk(top)
-            cut = len(self._root) + 1
-            return dict(sorted((name[cut:], size) for name, size in found))
+            return dict(sorted((name.removeprefix(self._prefix).lstrip("/"), size) for name, size in found))
 
     def stage(self) -> Staged:
         with self._lock, self._failing("write a temporary file for", self.url):
@@ -278,7 +286,7 @@ class RemoteStorage(Storage):
                 yield name, info["size"]
 
     def _full(self, path: str) -> str:
-        return f"{self._root}/{checked_path(path)}"
+        return self._prefix + checked_path(path)
 
     @contextlib.contextmanager
     def _finding(self, path: str) -> Iterator[None]:

@@ -154,6 +154,8 @@ class OwnerTable:
 
     def abort(self) -> None:
         """Discard what is not put in place yet."""
+        if self._writer is not None:
+            self._writer.abandon()
         if self._staged is not None:
             self._staged.__exit__(None, None, None)
 

@@ -203,7 +203,7 @@ class TableWriter:
         self.rows += table.num_rows
         self._pending.append(table)
         self._pending_rows += table.num_rows
-        if self._pending_rows >= ROW_GROUP_ROWS:
+        if self._pending_rows > ROW_GROUP_ROWS:
             self._drain(last=False)
 
     def _drain(self, *, last: bool) -> None:
@@ -211,8 +211,8 @@ class TableWriter:
         start = 0
         while table is not None and start < table.num_rows:
             rows = min(ROW_GROUP_ROWS, table.num_rows - start)
-            if rows < ROW_GROUP_ROWS and not last:
-                break
+            if start + rows == table.num_rows and not last:
+                break  # whose the next row is decides where the row group ends
             if start + rows < table.num_rows:
                 rows -= self._slack(table.slice(start, rows + 1))
             self._write(table.slice(start, rows))
@@ -239,9 +239,18 @@ class TableWriter:
 
     def close(self) -> None:
         """Write what is left and the footer."""
-        self._drain(last=True)
-        self._writer.add_key_value_metadata({_SCHEMA_KEY: self.spec.name.encode()})
-        self._writer.close()
+        try:
+            self._drain(last=True)
+            self._writer.add_key_value_metadata({_SCHEMA_KEY: self.spec.name.encode()})
+            self._writer.close()
+        except BaseException:
+            self.abandon()
+            raise
+
+    def abandon(self) -> None:
+        """Write nothing more: the sink is about to go."""
+        self._pending.clear()
+        self._writer.is_open = False  # else its finalizer would write into the closed sink, and complain
 
 
 def _written_schema(spec: TableSpec) -> pa.Schema:
@@ -251,10 +260,20 @@ def _written_schema(spec: TableSpec) -> pa.Schema:
     return pa.schema(fields)
 
 
-def _as_written(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    if pa.types.is_dictionary(kind) and not pa.types.is_dictionary(column.type):
-        return column.dictionary_encode()
-    return column if column.type == kind else column.cast(kind)
+def _as_written(column: pa.ChunkedArray, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
+    if not pa.types.is_dictionary(kind):
+        return column if column.type == kind else column.cast(kind)
+    array = pa.concat_arrays(column.chunks)
+    array = _by_appearance(array) if pa.types.is_dictionary(array.type) else array.dictionary_encode()
+    return array if array.type == kind else array.cast(kind)
+
+
+def _by_appearance(array: pa.DictionaryArray) -> pa.DictionaryArray:
+    """The same values with the dictionary in the order of their first appearance, so that equal rows give equal bytes."""
+    used = pc.unique(array.indices).drop_null()
+    ranks = np.zeros(len(array.dictionary), dtype=np.int32)
+    ranks[used.to_numpy()] = np.arange(len(used))
+    return pa.DictionaryArray.from_arrays(pa.array(ranks).take(array.indices), array.dictionary.take(used))
 
 
 def open_table(file: Any, spec: TableSpec, *, name: str, dictionaries: bool = False) -> pq.ParquetFile:

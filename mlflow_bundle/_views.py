@@ -11,6 +11,7 @@ import pyarrow as pa
 from msgspec import UNSET
 
 from mlflow_bundle._shards import OwnerRows
+from mlflow_bundle._spool import latest_points
 from mlflow_bundle._tables import TABLES
 from mlflow_bundle.records import KeyValue, Run
 
@@ -90,13 +91,9 @@ def _maps(entries: Sequence[Sequence[KeyValue]]) -> pa.Array:
 
 def latest_maps(latest: pa.Table, first: int, count: int) -> pa.Array:
     """One map of latest points for each of ``count`` owners, from rows of ``LATEST_SCHEMA`` by owner."""
-    latest = latest.combine_chunks()
-    owner, keys = latest.column("owner").to_numpy(), latest.column("key").to_pylist()
-    # A series that spans tables was noted once for each of them: the last one counts.
-    last = [i for i in range(len(keys)) if i + 1 == len(keys) or keys[i] != keys[i + 1] or owner[i] != owner[i + 1]]
-    if len(last) != len(keys):
-        latest = latest.take(pa.array(last, pa.int64())).combine_chunks()
-        owner = latest.column("owner").to_numpy()
+    # A series that spans tables was noted once for each of them.
+    latest = latest_points(latest).combine_chunks()
+    owner = latest.column("owner").to_numpy()
     offsets = np.searchsorted(owner, np.arange(first, first + count + 1))
     value, timestamp, step = (_flat(latest, name) for name in ("value", "timestamp", "step"))
     points = pa.StructArray.from_arrays([value, timestamp, step], names=["value", "timestamp", "step"])

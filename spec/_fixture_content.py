@@ -191,20 +191,28 @@ def _plain(number: int, **more: object) -> Run:
 
 
 _DATASET: Final = Dataset(
-    name="träning", digest="0badf00d", source_type="http", source='{"url": "https://example.org/d.csv"}', profile='{"rows": 1.50}'
+    name="träning",
+    digest="0badf00d",
+    source_type="http",
+    source='{"url": "https://example.org/d.csv"}',
+    profile='{"rows": 1.50}',
 )
 
 #: Everything that layout 1 can say of experiments and runs.
 FULL: Final = Content(
     experiments=[
-        Experiment(experiment_id="0", name="Default", artifact_location="./mlruns/0", creation_time=START, last_update_time=START),
+        Experiment(
+            experiment_id="0", name="Default", artifact_location="./mlruns/0", creation_time=START, last_update_time=START
+        ),
         Experiment(experiment_id="1", name="équipe/実験 😀", tags=pairs(team="größe", empty="", lines="a\nb\r\n\t\x01")),
         Experiment(experiment_id="7", name="gone", lifecycle_stage="deleted", creation_time=START - 5, workspace="default"),
     ],
     runs=[
-        _plain(1, user_id="ünal", tags=pairs(note="\"quoted\" \\ and / and 日本 \u2028", **{"mlflow.parentRunId": run_id(2)})),
+        _plain(1, user_id="ünal", tags=pairs(note='"quoted" \\ and / and 日本 \u2028', **{"mlflow.parentRunId": run_id(2)})),
         _plain(2, status="KILLED", inputs=(DatasetInput(dataset=_DATASET, tags=pairs(**{"mlflow.data.context": "training"})),)),
-        _plain(3, lifecycle_stage="deleted", deleted_time=START + 9, experiment_id="7", source_type="LOCAL", source_name="t.py"),
+        _plain(
+            3, lifecycle_stage="deleted", deleted_time=START + 9, experiment_id="7", source_type="LOCAL", source_name="t.py"
+        ),
         Run(run_id=run_id(4), experiment_id="1"),
         *(_plain(number) for number in range(5, 30)),
     ],

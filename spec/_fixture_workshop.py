@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from mlflow_bundle import _layout
-from mlflow_bundle._codec import LinesWriter, encode, read_frames
+from mlflow_bundle._codec import LinesWriter, encode, logical_digest, read_frames
 from mlflow_bundle._digests import digest_of, hex_of
 from mlflow_bundle._manifest import snapshot_name
 from mlflow_bundle._merkle import MerkleTree, leaf, logical
@@ -113,7 +112,8 @@ class Workshop:
     def _reindex(self, move: Callable[[str], str]) -> None:
         for ref in [r for r in self.snapshot["objects"] if r["role"] == _layout.INDEX]:
             table = self.table(ref, "index/1")
-            self.swap(ref, table_object(with_column(table, "object", [move(p) for p in table["object"].to_pylist()]), "index/1"))
+            moved = [move(path) for path in table["object"].to_pylist()]
+            self.swap(ref, table_object(with_column(table, "object", moved), "index/1"))
 
     # -- what follows from a change ----------------------------------------------------------------------------------
 
@@ -173,11 +173,10 @@ class Workshop:
         trees: dict[str, MerkleTree] = {}
         for ref in [r for r in self.snapshot["objects"] if r["role"] == _layout.RECORDS]:
             for line in lines_in(self.data(ref)):
-                parts = [hex_of(line)]
-                if ref["kind"] == "run":
-                    run = json.loads(line)["run_id"]
-                    parts += [owners[_layout.METRICS].get(run, (0, NO_SERIES))[1], owners[_layout.FILES].get(run, (0, NO_FILES))[1]]
-                trees.setdefault(ref["kind"], MerkleTree()).add(leaf(ref["kind"], *map(bytes.fromhex, parts)))
+                parts = [logical_digest(line)]
+                for role, nothing in ((_layout.METRICS, NO_SERIES), (_layout.FILES, NO_FILES)) if ref["kind"] == "run" else ():
+                    parts.append(bytes.fromhex(owners[role].get(json.loads(line)["run_id"], (0, nothing))[1]))
+                trees.setdefault(ref["kind"], MerkleTree()).add(leaf(ref["kind"], *parts))
         self.snapshot["logical"] = json.loads(encode(logical(trees)))
         tables = [self.table(r, "files/1") for r in self.snapshot["objects"] if r["role"] == _layout.FILES]
         files = [row for table in tables for row in table.to_pylist()]
@@ -209,8 +208,3 @@ def _order_key(line: bytes) -> list[Any]:
 def flipped(data: bytes, place: int) -> bytes:
     """The same bytes but for one bit."""
     return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
-
-
-def hex_digest(data: bytes) -> str:
-    """SHA-256 in hex, by the standard library."""
-    return hashlib.sha256(data).hexdigest()

@@ -1,4 +1,4 @@
-"""Writes spec/v1/schema/*.json from mlflow_bundle/records.py. ``--check`` only says whether they are up to date (exit code 1)."""
+"""Writes spec/v1/schema/*.json from mlflow_bundle/records.py. ``--check`` only says whether they are up to date (exit code)."""
 
 from __future__ import annotations
 

@@ -1,1 +1,152 @@
-"""The command ``mlflow-bundle``."""
+"""The command ``mlflow-bundle``: data on stdout, everything else on stderr, and an exit code that says what happened.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 finished but incomplete, 4 verification found problems, 10 no bundle there,
+130 interrupted, 141 the reader of stdout went away.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Any, Final
+
+import click
+from click.shell_completion import shell_complete
+
+from mlflow_bundle.__about__ import __version__
+from mlflow_bundle.cli._output import State, clean, json_text, plain, problem_lines, say
+from mlflow_bundle.cli.cat import cat
+from mlflow_bundle.cli.demo import demo
+from mlflow_bundle.cli.get import get
+from mlflow_bundle.cli.log import log
+from mlflow_bundle.cli.ls import ls
+from mlflow_bundle.cli.pack import pack
+from mlflow_bundle.cli.show import show
+from mlflow_bundle.cli.unpack import unpack
+from mlflow_bundle.cli.verify import verify
+from mlflow_bundle.errors import BundleError, BundleNotFoundError, CannotHoldError, IncompleteError, UsageError
+
+__all__ = ["main"]
+
+NAME: Final = "mlflow-bundle"
+FAILED, WRONG_USAGE, NO_BUNDLE, INTERRUPTED, PIPE_CLOSED = 1, 2, 10, 130, 141
+_COMPLETE: Final = "_MLFLOW_BUNDLE_COMPLETE"
+_INTERRUPTED_HINT: Final = "running the same command again continues; what was committed or restored stays"
+
+
+class _InOrder(click.Group):
+    """Lists its commands in the order in which people meet them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names in the order of definition."""
+        del ctx
+        return list(self.commands)
+
+
+@click.group(
+    cls=_InOrder,
+    commands=[pack, unpack, verify, ls, show, cat, get, log, demo],
+    context_settings={"auto_envvar_prefix": "MLFLOW_BUNDLE", "help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Every option can be set by an environment variable: MLFLOW_BUNDLE_PACK_JOBS is `pack --jobs`. "
+    "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 finished but incomplete, 4 verification found problems, "
+    "10 no bundle there, 130 interrupted.",
+)
+@click.version_option(__version__, prog_name=NAME, message="%(prog)s %(version)s")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error and what libraries log.")
+@click.pass_obj
+def _command(state: State, *, debug: bool) -> None:
+    """Archive MLflow experiments and runs: pack, verify, look inside, restore."""
+    state.debug = state.debug or debug
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments, by default those of the process. Returns the exit code and raises nothing."""
+    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if instruction := os.environ.get(_COMPLETE):
+        return shell_complete(_command, {}, NAME, _COMPLETE, instruction)
+    state = State(json="--json" in given, debug="--debug" in given)
+    _settle(state)
+    try:
+        code = _run(given, state)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _abandon_stdout()
+        code = PIPE_CLOSED
+    except KeyboardInterrupt:
+        _report(state, "interrupted", "interrupted", hint=_INTERRUPTED_HINT)
+        code = INTERRUPTED
+    return code
+
+
+def _settle(state: State) -> None:
+    """Output that every terminal can take, and no talk of libraries without ``--debug``."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    if not state.debug:
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+        logging.getLogger("alembic").setLevel(logging.ERROR)
+        warnings.simplefilter("ignore")
+
+
+def _run(arguments: Sequence[str], state: State) -> int:
+    """Run the command; say in one sentence what went wrong, if something did."""
+    try:
+        with _command.make_context(NAME, list(arguments), obj=state) as context:
+            result = _command.invoke(context)
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.ClickException as error:
+        where = getattr(error, "ctx", None)
+        _report(state, "usage", error.format_message(), hint=f"`{where.command_path if where else NAME} --help` explains it")
+        return WRONG_USAGE
+    except BundleError as error:
+        _report_error(state, error)
+        return NO_BUNDLE if isinstance(error, BundleNotFoundError) else WRONG_USAGE if isinstance(error, UsageError) else FAILED
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        name = f": {error.filename}" if error.filename else ""
+        _report(state, "os", f"{error.strerror or error}{name}")
+        return FAILED
+    except Exception as error:  # noqa: BLE001 - the last resort of a command: a sentence instead of a traceback
+        hint = "this is a defect of mlflow-bundle; --debug shows more"
+        _report(state, "unexpected", f"unexpected {type(error).__name__}: {error}", hint=hint)
+        return FAILED
+    return int(result or 0)
+
+
+def _report_error(state: State, error: BundleError) -> None:
+    problems = error.problems if isinstance(error, IncompleteError | CannotHoldError) else ()
+    _report(state, error.code, error.message, hint=error.hint, problems=problems)
+
+
+def _report(state: State, code: str, message: str, *, hint: str | None = None, problems: Sequence[Any] = ()) -> None:
+    """An error on stderr: its sentence and the next step, or one JSON document."""
+    trace = traceback.format_exc() if state.debug and sys.exc_info()[0] is not None else ""
+    if state.json:
+        document = {"code": code, "message": message, "hint": hint}
+        document |= {"problems": plain(problems)} if problems else {}
+        document |= {"traceback": trace} if trace else {}
+        say(json_text({"error": document}))
+        return
+    if trace:
+        say("\n".join(clean(line) for line in trace.splitlines()))
+    for line in problem_lines(problems):
+        say(line)
+    say(f"{NAME}: {clean(message)}")
+    if hint:
+        say(f"hint: {clean(hint)}")
+
+
+def _abandon_stdout() -> None:
+    """Nobody reads stdout any more: whatever is left in its buffer goes nowhere, quietly."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

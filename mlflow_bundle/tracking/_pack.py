@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, cast
 
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
@@ -24,6 +25,7 @@ from mlflow_bundle._spool import LineSpool
 from mlflow_bundle._storage import Storage, open_storage
 from mlflow_bundle.errors import IncompleteError, UsageError
 from mlflow_bundle.records import Problem, Run, Scope, Snapshot
+from mlflow_bundle.tracking._artifacts_local import local_path
 from mlflow_bundle.tracking._connect import connect_source, resolve_tracking_uri
 from mlflow_bundle.tracking._files import pack_files
 from mlflow_bundle.tracking._port import MlflowSource
@@ -175,6 +177,7 @@ class _Work:
         self._source, self._packer, self._callback = source, packer, callback
         self._targets, self._workers = targets, workers
         self._located = LineSpool()
+        self._absent_roots: dict[str, int] = {}
         self.problems: list[Problem] = []
         self.notes: list[str] = []
 
@@ -232,11 +235,26 @@ class _Work:
                 workers=self._workers,
                 blob_bytes=self._targets.blob_bytes,
             )
-            for _, rows, problems in packed:
+            for run, rows, problems in packed:
                 self.problems += problems
                 progress.relative_update(len(rows))
+                if not rows and not problems:
+                    self._look_for_root(run)
         self._located.close()
         progress.close()
+        for root, count in self._absent_roots.items():
+            self.notes.append(
+                f"{count:,} runs keep their files below {root}, which does not exist on this machine: none were archived for them"
+            )
+
+    def _look_for_root(self, run: Run) -> None:
+        """Count a run without files whose place for the files of all runs is not there at all, as on a foreign machine."""
+        uri = run.artifact_uri if isinstance(run.artifact_uri, str) else ""
+        if self._source.description.kind == "rest" or not uri.startswith(("/", "file:")):
+            return
+        root = Path(local_path(uri)).parents[2:3]
+        if root and not root[0].exists():
+            self._absent_roots[str(root[0])] = self._absent_roots.get(str(root[0]), 0) + 1
 
 
 def _report(storage: Storage, committed: Committed, packer: Packer, seconds: float) -> PackReport:

@@ -27,7 +27,7 @@ class Request:
 
 @dataclass
 class Fault:
-    """What happens to requests: ``forward`` them, wait ``seconds``, answer with ``status`` and ``code``, or ``drop`` the answer."""
+    """What happens to requests: ``forward`` them, wait ``seconds``, answer ``status`` and ``code``, or ``drop`` the answer."""
 
     when: Callable[[Request], bool]
     times: int = 1_000_000
@@ -127,8 +127,8 @@ def run_proxy(target: str) -> Iterator[Proxy]:
             if self.command != "HEAD":
                 self.wfile.write(body)
 
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
+        def log_message(self, *args: Any) -> None:
+            """The tests look at ``requests``."""
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True

@@ -369,17 +369,17 @@ def test_threads_commit_different_bytes_under_one_name(where: str, tmp_path: Pat
     options = s3_bucket.storage_options if where == "s3" else {}
     path = SNAPSHOT.replace("0123", hashlib.sha256(str(tmp_path).encode()).hexdigest()[:4])
 
-    def commit(number: int) -> str | None:
+    def commit(number: int) -> str:
         try:
             open_storage(url, storage_options=options).commit(f"content {number}".encode(), path)
         except StorageError as error:
-            assert error.code == "object-damaged"
-            return None
+            return error.code
         return f"content {number}"
 
     with ThreadPoolExecutor(8) as pool:
-        told = [answer for answer in pool.map(commit, range(8)) if answer]
-    assert [open_storage(url, storage_options=options).read(path).decode()] == told
+        told = list(pool.map(commit, range(8)))
+    there = open_storage(url, storage_options=options).read(path).decode()
+    assert sorted(told) == sorted([there, *["object-damaged"] * 7])
 
 
 # This machine ------------------------------------------------------------------------------------------------------------
@@ -556,7 +556,7 @@ def test_a_damaged_local_object_is_not_replaced(tmp_path: Path) -> None:
 
 
 def test_everything_is_synced_before_the_commit(tmp_path: Path) -> None:
-    """In the order of system calls, each object's bytes and every folder above it are synced before the snapshot's name is made."""
+    """In the order of system calls, each object's bytes and every folder above it are synced before the snapshot has a name."""
     program = (
         "import sys; from mlflow_bundle._storage import open_storage; from tests.storage.suite import put, SNAPSHOT\n"
         "s = open_storage(sys.argv[1], create=True); put(s, b'one'); put(s, b'two', 'packs'); s.commit(b'x', SNAPSHOT)"

@@ -1,0 +1,187 @@
+"""What reaches the terminal: data on stdout, talk on stderr, names from a bundle made harmless, sizes and times readable."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+from msgspec import UNSET
+from rich.cells import cell_len, chop_cells
+
+from mlflow_bundle.records import Problem
+
+__all__ = [
+    "State",
+    "bytes_text",
+    "clean",
+    "count_text",
+    "counts_text",
+    "fitted",
+    "json_text",
+    "plain",
+    "plural",
+    "problem_lines",
+    "say",
+    "table",
+    "time_text",
+]
+
+#: As many problems are shown to people; ``--json`` lists all.
+SHOWN_PROBLEMS: Final = 20
+_JOINERS: Final = "\u200c\u200d"  # part of emoji and of some scripts; harmless
+_ELLIPSIS: Final = "…"
+_LATEST_YEAR_MS: Final = 253_402_300_799_999
+
+
+@dataclass
+class State:
+    """The options that every command has."""
+
+    json: bool = False
+    debug: bool = False
+    progress: bool = True
+
+    def put(self, document: dict[str, Any]) -> None:
+        """One JSON document on stdout."""
+        put(json_text(document))
+
+
+def put(line: str) -> None:
+    """A line of data on stdout. The caller has cleaned it."""
+    sys.stdout.write(line + "\n")
+
+
+def say(line: str = "") -> None:
+    """A line of talk on stderr. The caller has cleaned what came from elsewhere."""
+    sys.stdout.flush()
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+# -- text -------------------------------------------------------------------------------------------------------------
+
+
+def clean(text: object) -> str:
+    """``text`` on one line without anything that a terminal acts upon.
+
+    Control characters, escape sequences, marks that turn the direction of text, invisible and undefined characters are shown as
+    ``\\n``, ``\\x1b``, ``\\u202e``; everything printable stays.
+    """
+    line = str(text)
+    return line if line.isprintable() else "".join(map(_harmless, line))
+
+
+def _harmless(letter: str) -> str:
+    return letter if letter.isprintable() or letter in _JOINERS else letter.encode("unicode_escape").decode("ascii")
+
+
+def json_text(document: object) -> str:
+    """A JSON document, indented; characters that ``clean`` would change are escaped, so that it is exact and harmless."""
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    return "\n".join(line if line.isprintable() else "".join(map(_json_harmless, line)) for line in text.split("\n"))
+
+
+def _json_harmless(letter: str) -> str:
+    return letter if letter.isprintable() or letter in _JOINERS else json.dumps(letter)[1:-1]
+
+
+def plain(value: object) -> Any:
+    """A report or record as JSON values. Absent fields are left out; NaN and infinities become the texts that MLflow uses."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, msgspec.Struct):
+        return {name: plain(getattr(value, name)) for name in value.__struct_fields__ if getattr(value, name) is not UNSET}
+    if dataclasses.is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+# -- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def bytes_text(size: int) -> str:
+    """``412 MiB``, ``1.4 KiB``, ``17 B``."""
+    if size < 1024:
+        return f"{size} B"
+    number, unit = float(size), ""
+    for unit in ("KiB", "MiB", "GiB", "TiB", "PiB"):  # noqa: B007 - the unit that it ends with is the result
+        number /= 1024
+        if number < 1023.5:
+            break
+    return f"{number:.1f} {unit}" if number < 9.95 else f"{number:,.0f} {unit}"
+
+
+def count_text(count: int) -> str:
+    """``12,040``, and ``2.1 million`` from a million on."""
+    if count < 1_000_000:
+        return f"{count:,}"
+    return f"{count / 1e6:,.1f} million" if count < 999_950_000 else f"{count / 1e9:,.1f} billion"
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 run``, ``1,204 runs``, ``2.1 million points``."""
+    return f"{count_text(count)} {noun if count == 1 else noun + 's'}"
+
+
+def counts_text(counts: dict[str, int]) -> str:
+    """The counts of a snapshot: ``3 experiments, 1,204 runs, 2.1 million points, 12,040 files``."""
+    names = (("experiment", "experiment"), ("run", "run"), ("metric_point", "point"), ("file", "file"))
+    others = [(kind, clean(kind)) for kind in counts if kind not in dict(names) and kind != "file_bytes"]
+    return ", ".join(plural(counts.get(kind, 0), noun) for kind, noun in (*names, *others))
+
+
+def time_text(milliseconds: object, *, seconds: bool = True) -> str:
+    """``2026-11-21 04:08:47 UTC``; without seconds no zone either, for columns whose head names it."""
+    if not isinstance(milliseconds, int):
+        return "-"
+    if not 0 <= milliseconds <= _LATEST_YEAR_MS:
+        return f"{milliseconds:,} ms"
+    moment = datetime.fromtimestamp(milliseconds // 1000, UTC)
+    return moment.strftime("%Y-%m-%d %H:%M:%S UTC" if seconds else "%Y-%m-%d %H:%M")
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+
+def fitted(text: str, width: int) -> str:
+    """``text`` cut to ``width`` columns of a terminal."""
+    return text if cell_len(text) <= width else chop_cells(text, width - 1)[0] + _ELLIPSIS if width > 1 else _ELLIPSIS
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, flexible: int | None = None, right: Sequence[int] = ()) -> None:
+    """A table on stdout. On a terminal the ``flexible`` column is cut so that lines fit; elsewhere nothing is cut.
+
+    ``right`` are the columns aligned to the right. The cells are clean already.
+    """
+    lines = [list(head), *map(list, rows)] if head else list(map(list, rows))
+    if not lines:
+        return
+    widths = [max(cell_len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    if flexible is not None and sys.stdout.isatty():
+        spare = shutil.get_terminal_size().columns - 2 * (len(widths) - 1) - sum(widths)
+        widths[flexible] = max(widths[flexible] + min(spare, 0), 8)
+    for line in lines:
+        cells = [fitted(cell, width) for cell, width in zip(line, widths, strict=True)]
+        pads = [" " * (width - cell_len(cell)) for cell, width in zip(cells, widths, strict=True)]
+        shown = (pad + cell if n in right else cell + pad for n, (cell, pad) in enumerate(zip(cells, pads, strict=True)))
+        put("  ".join(shown).rstrip())
+
+
+def problem_lines(problems: Sequence[Problem], *, limit: int | None = SHOWN_PROBLEMS) -> list[str]:
+    """A line for each problem: its code and its sentence; then how many more there are."""
+    shown = problems if limit is None else problems[:limit]
+    lines = [f"{clean(problem.code)}: {clean(problem.message)}" for problem in shown]
+    rest = len(problems) - len(shown)
+    return [*lines, f"and {count_text(rest)} more; --json lists all"] if rest else lines

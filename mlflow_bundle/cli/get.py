@@ -1,0 +1,234 @@
+"""``mlflow-bundle get``: copy a file or a folder of a run out of a bundle."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import BinaryIO, Final
+
+import click
+from fsspec.callbacks import Callback
+
+from mlflow_bundle._bundle import Bundle, open_bundle
+from mlflow_bundle.cli._options import (
+    bundle_argument,
+    common,
+    options_of,
+    pass_state,
+    progress_option,
+    snapshot_option,
+    storage_option,
+)
+from mlflow_bundle.cli._output import State, bytes_text, clean, plain, plural, problem_lines, say
+from mlflow_bundle.cli._paths import Catalog, FileEntry, Place
+from mlflow_bundle.cli._progress import progress
+from mlflow_bundle.errors import BundleError, CorruptError, NotFoundError, UsageError
+from mlflow_bundle.records import Problem
+
+__all__ = ["get", "refusal"]
+
+_CHUNK: Final = 1 << 20
+#: Names that are devices on Windows, with any extension.
+_RESERVED: Final = re.compile(r"(?:con|prn|aux|nul|conin\$|conout\$|(?:com|lpt)[0-9¹²³])(?:\..*)?", re.IGNORECASE)
+_DRIVE: Final = re.compile(r"[A-Za-z]:")
+_ODD_ON_WINDOWS: Final = re.compile(r'[\\:*?"<>|\x00-\x1f]|[. ]$')
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """A file and where it goes."""
+
+    file: FileEntry
+    target: Path
+
+
+@click.command()
+@bundle_argument
+@click.argument("path", metavar="PATH")
+@click.argument("destination", metavar="DEST", type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Overwrite files that exist.")
+@snapshot_option
+@storage_option
+@progress_option
+@common
+@pass_state
+def get(
+    state: State,
+    bundle: str,
+    path: str,
+    destination: Path,
+    *,
+    force: bool,
+    snapshot: str | None,
+    storage_option: Sequence[str],
+) -> int:
+    """Copy a file or a folder of a run to DEST.
+
+    PATH is EXPERIMENT/RUN/artifacts/..., as in `ls`; a run alone means all its files. What lies in a folder is put into DEST, which
+    is made. A file is written to DEST, or into it where DEST is a folder. Paths that would leave DEST, or that collide, are
+    refused before anything is written; a file appears only when its SHA-256 is right.
+    """
+    with open_bundle(bundle, snapshot=snapshot, storage_options=options_of(storage_option)) as archive:
+        place = Catalog(archive).find(path)
+        if place.run is None:
+            raise UsageError(f"{path or 'the bundle'!r} is not a file or folder of a run", hint="`mlflow-bundle ls` shows the runs")
+        copies = _plan(place, destination, force=force)
+        with progress(state, "copying") as callback:
+            problems = _copy(archive, place, copies, callback)
+        missing = {problem.path for problem in problems}
+        written = [copy for copy in copies if copy.file.path not in missing]
+        size = sum(copy.file.size for copy in written)
+        if state.json:
+            state.put(
+                {
+                    "bundle": archive.url,
+                    "snapshot": archive.snapshot_id,
+                    "run_id": place.run["run_id"],
+                    "destination": str(destination),
+                    "files": [{**plain(copy.file), "target": str(copy.target)} for copy in written],
+                    "file_bytes": size,
+                    "problems": plain(problems),
+                }
+            )
+        else:
+            say(f"copied {plural(len(written), 'file')}, {bytes_text(size)}, to {clean(destination)}")
+            for line in problem_lines(problems):
+                say(line)
+    return 3 if problems else 0
+
+
+def _plan(place: Place, destination: Path, *, force: bool) -> list[_Copy]:
+    """Where each file goes; nothing was written yet.
+
+    Raises:
+        CorruptError: paths that would leave ``destination``, or collide there.
+        UsageError: files that exist.
+    """
+    if place.file is not None:
+        name = place.file.path.rpartition("/")[2]
+        names = {place.file.path: name}
+        copies = [_Copy(place.file, destination / name if destination.is_dir() else destination)]
+    else:
+        below = f"{place.inner}/" if place.inner else ""
+        names = {file.path: file.path[len(below) :] for file in place.files}
+        copies = [_Copy(file, destination / names[file.path]) for file in place.files]
+    if bad := [why for path in names if (why := refusal(path) or refusal(names[path]))] + _collisions(names.values()):
+        raise CorruptError(
+            f"nothing was written: {bad[0]}" + (f", and {len(bad) - 1:,} more such paths" if len(bad) > 1 else ""),
+            code="hostile-path",
+            hint="`mlflow-bundle cat` prints single files, whatever their names",
+        )
+    if place.file is None:
+        _stay_inside(copies, destination)
+    there = [copy.target for copy in copies if copy.target.exists() or copy.target.is_symlink()]
+    if there and not force:
+        more = f", and {len(there) - 1:,} more" if len(there) > 1 else ""
+        raise UsageError(f"{there[0]} exists{more}; nothing was written", code="exists", hint="--force overwrites")
+    return copies
+
+
+def refusal(path: str) -> str | None:
+    """Why a path from a bundle must not be written to any disk, or None."""
+    parts = re.split(r"[/\\]", path)
+    if path.startswith(("/", "\\")) or _DRIVE.match(path):
+        return f"{path!r} is an absolute path"
+    if ".." in parts or not all(path.split("/")) or "." in path.split("/"):
+        return f"{path!r} climbs, or has empty parts"
+    if "\0" in path:
+        return f"{path!r} contains NUL"
+    if any(_RESERVED.fullmatch(part.rstrip(". ")) for part in parts):
+        return f"{path!r} contains a name that Windows reserves for devices"
+    if os.name == "nt" and any(_ODD_ON_WINDOWS.search(part) for part in parts):
+        return f"{path!r} is no name on Windows"
+    return None
+
+
+def _collisions(names: object) -> list[str]:
+    """Paths that are one and the same on disks that ignore case or normalise Unicode, and files that are folders too."""
+    seen: dict[str, str] = {}
+    folders: dict[str, str] = {}
+    found = []
+    for name in sorted(names):  # type: ignore[call-overload]
+        folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+        if folded in seen:
+            found.append(f"{seen[folded]!r} and {name!r} collide on many disks")
+        seen[folded] = name
+        for place, letter in enumerate(folded):
+            if letter == "/":
+                folders[folded[:place]] = name
+    return found + [f"{name!r} is a file and a folder" for folded, name in seen.items() if folded in folders]
+
+
+def _stay_inside(copies: Sequence[_Copy], destination: Path) -> None:
+    """Refuse links that lie in the destination already and lead out of it."""
+    root = destination.resolve()
+    for folder in {copy.target.parent for copy in copies}:
+        if not folder.resolve().is_relative_to(root):
+            raise UsageError(f"{folder} leads out of {destination}; nothing was written", hint="choose an empty folder")
+
+
+def _copy(archive: Bundle, place: Place, copies: Sequence[_Copy], callback: Callback) -> list[Problem]:
+    """Write the files one after the other. What the bundle lacks, or has damaged, is reported and the rest is written."""
+    assert place.run is not None
+    phase = callback.branched("bytes", "")
+    phase.set_size(sum(copy.file.size for copy in copies))
+    problems = []
+    for copy in copies:
+        try:
+            if copy.file.sha256 is None:
+                raise NotFoundError(f"{copy.file.path!r} could not be read when it was packed", code="file-missing")
+            with archive.blobs.open(copy.file.sha256) as stream, _appearing(copy.target) as out:
+                while data := stream.read(_CHUNK):
+                    out.write(data)
+                    phase.relative_update(len(data))
+        except (NotFoundError, CorruptError) as error:
+            run = place.run
+            problems.append(
+                Problem(
+                    code=error.code,
+                    message=f"{copy.file.path!r} was not written: {error.message}",
+                    kind="run",
+                    id=run["run_id"],
+                    path=copy.file.path,
+                    experiments=(run["experiment_id"],),
+                    runs=(run["run_id"],),
+                )
+            )
+    phase.close()
+    return problems
+
+
+@contextmanager
+def _appearing(target: Path) -> Iterator[BinaryIO]:
+    """A file that is there, whole, only when the block ends without an error.
+
+    Raises:
+        BundleError: it cannot be written.
+    """
+    name = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=target.parent, prefix=".mlflow-bundle-", delete=False) as file:
+            name = Path(file.name)
+            yield file  # type: ignore[misc]
+        name.chmod(0o666 & ~_umask())
+        name.replace(target)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise BundleError(f"{target} cannot be written: {reason}", code="destination", hint="mend it and run again") from error
+    finally:
+        if name is not None:
+            name.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """The mask of this process; it can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
