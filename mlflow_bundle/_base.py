@@ -43,13 +43,17 @@ class Known:
 
 
 class Base:
-    """The snapshot that a pack builds on. Only objects that are still in the storage with their size are offered."""
+    """The snapshot that a pack builds on. Only objects that are still in the storage with their size are offered: what
+    others lost is read and stored again."""
 
     def __init__(self, storage: Storage, committed: Committed, *, limits: Limits = DEFAULT_LIMITS) -> None:
         self._storage = storage
         self._limits = limits
         self.committed = committed
-        self._refs = {ref.path: ref for ref in objects_of(storage, committed.snapshot, limits=limits)}
+        stored = storage.list(_layout.OBJECTS)
+        lists_stored = all(stored.get(ref.path) == ref.size for ref in committed.snapshot.object_lists)
+        refs = objects_of(storage, committed.snapshot, limits=limits) if lists_stored else []
+        self._refs = {ref.path: ref for ref in refs if stored.get(ref.path) == ref.size}
         tables = [self._read(ref) for ref in self._refs.values() if ref.role == _layout.VIEWS and ref.kind == "run"]
         self._runs = pa.concat_tables(tables).combine_chunks() if tables else RUNS_VIEW.schema.empty_table()
         self._row_of = {run: row for row, run in enumerate(self._runs.column("run_id").to_pylist())}
@@ -61,13 +65,9 @@ class Base:
         data = read_verified(self._storage, ref.path, limit=self._limits.table_bytes)
         return open_table(pa.BufferReader(data), RUNS_VIEW, name=ref.path).read(columns=_COLUMNS)
 
-    def refs(self, role: str) -> list[ObjectRef]:
-        """The objects of one role."""
-        return [ref for ref in self._refs.values() if ref.role == role]
-
-    def present(self, ref: ObjectRef) -> bool:
-        """Whether the object is in the storage with the size that it should have."""
-        return self._storage.size(ref.path) == ref.size
+    def refs(self, *roles: str) -> list[ObjectRef]:
+        """The objects of these roles."""
+        return [ref for ref in self._refs.values() if ref.role in roles]
 
     def metrics(self, run_ids: Sequence[str], experiment_ids: Sequence[str], counts: Sequence[int]) -> Known | None:
         """The metrics object that holds just these runs, in this order, with these numbers of points; or None."""
@@ -88,7 +88,7 @@ class Base:
         same = set(view.column("metric_object").to_pylist()) == {path} and (
             view.column("experiment_id").to_pylist() == expected
         )
-        if ref is None or not same or ref.rows != total or not self.present(ref):
+        if ref is None or not same or ref.rows != total:
             return None
         digests = iter(view.column("metric_digest").to_pylist())
         owners = np.flatnonzero(np.asarray(counts) > 0)

@@ -11,6 +11,7 @@ from typing import BinaryIO, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mlflow_bundle import _layout
 from mlflow_bundle._digests import hex_of
@@ -60,7 +61,8 @@ class KnownDigests:
 
 
 class BlobWriter:
-    """Adds contents to a bundle. Contents that ``index`` knows, or that were added before, are not stored again.
+    """Adds contents to a bundle. Contents that lie in the ``known`` objects, or that were added before, are not stored again.
+    ``known`` are the packs, blobs and index parts to share: what the index says of other objects does not count.
 
     After ``close``: ``objects`` are the packs and blobs and index parts that the snapshot needs besides those it shares.
     """
@@ -69,8 +71,7 @@ class BlobWriter:
         self._storage = storage
         self._targets = targets
         self._known = KnownDigests()
-        for ref in known:
-            self._known.update(digest_column(read_index(storage, ref, limits)))
+        self._known.update(_stored_digests(storage, known, limits))
         self._pack: PackBuilder | None = None
         self._extents: list[Extent] = []
         self.objects: list[ObjectRef] = []
@@ -154,6 +155,19 @@ class BlobWriter:
         """Store the last pack. The extents of all contents that were added, sorted as the index is."""
         self._close_pack()
         return sorted(self._extents)
+
+
+def _stored_digests(storage: Storage, known: Sequence[ObjectRef], limits: Limits) -> Digests:
+    """The contents that the index parts among some objects place wholly in the others."""
+    paths = pa.array([ref.path for ref in known], pa.string())
+    stored, lost = [np.empty(0, dtype="S64")], [np.empty(0, dtype="S64")]
+    for ref in known:
+        if ref.role == _layout.INDEX:
+            table = read_index(storage, ref, limits)
+            there = pc.is_in(table.column("object"), value_set=paths)
+            stored.append(digest_column(table.filter(there)))
+            lost.append(digest_column(table.filter(pc.invert(there))))
+    return np.setdiff1d(np.concatenate(stored), np.concatenate(lost))
 
 
 def _shrinks(data: bytes) -> bool:

@@ -7,18 +7,20 @@ import io
 import math
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mlflow_bundle import _layout
 from mlflow_bundle._limits import Limits, Targets
 from mlflow_bundle._manifest import read_verified
 from mlflow_bundle._storage import Storage
 from mlflow_bundle._tables import TABLES, TableWriter, open_table
+from mlflow_bundle.errors import StorageError
 from mlflow_bundle.records import ObjectRef
 
 __all__ = ["INDEX_SPEC", "Digests", "Extent", "PackBuilder", "Settled", "digest_column", "read_index", "settle"]
@@ -86,7 +88,7 @@ def digest_column(table: pa.Table) -> Digests:
 
 
 class Settled(NamedTuple):
-    """The content objects that a snapshot lists: packs, blobs and index parts; and those it wrote, with whether they are new."""
+    """The packs, blobs and index parts that a snapshot lists; and those that were written, with whether they are new."""
 
     refs: list[ObjectRef]
     written: list[tuple[ObjectRef, bool]]
@@ -105,33 +107,42 @@ def settle(
     """Decide what content objects a snapshot lists, and write its index.
 
     ``old`` are the packs, blobs and index parts of the base, ``new`` the packs and blobs just stored with their ``extents``;
-    ``used`` are the sorted digests that the snapshot's files name. What is no longer used is not listed. Where
-    ``merge_width`` packs or index parts of about one size have piled up, they are merged into new objects.
+    ``used`` are the sorted digests that the snapshot's files name. What is no longer used is not listed, and every object
+    that a listed index part names is. Where ``merge_width`` packs or index parts of about one size have piled up, they are
+    merged into new objects.
     """
-    parts = []
-    for ref in old:
-        if ref.role == _layout.INDEX:
-            table = read_index(storage, ref, limits)
-            needed = table.filter(pa.array(np.isin(digest_column(table), used)))
-            if needed.num_rows:
-                parts.append((ref, needed))
+    parts = [_part(storage, ref, used, limits) for ref in old if ref.role == _layout.INDEX]
+    parts = [part for part in parts if part.needed.num_rows]
     fresh = _table(extents)
-    needed_objects = {path for _, table in [*parts, (None, fresh)] for path in table.column("object").unique().to_pylist()}
-    contents = {ref.path: ref for ref in [*old, *new] if ref.role != _layout.INDEX and ref.path in needed_objects}
+    rows = [*(part.needed for part in parts), fresh]
+    wanted = set[str]().union(*map(_objects, rows))
+    contents = {ref.path: ref for ref in [*old, *new] if ref.role != _layout.INDEX and ref.path in wanted}
     piled = _piled([r for r in contents.values() if r.role == _layout.PACKS], lambda r: r.size, targets.pack_bytes, targets)
-    gone = {ref.path for ref in piled}
-    merged = list(_merge_packs(storage, piled, [t for _, t in parts] + [fresh], targets))
-    written = [(ref, is_new) for ref, _, is_new in merged]
+    merged = list(_merge_packs(storage, piled, rows, targets))
     moved = _table([extent for _, found, _ in merged for extent in found])
-    stale = [i for i, (_, table) in enumerate(parts) if gone & set(table.column("object").unique().to_pylist())]
-    stale += [
-        i for i in _piled(range(len(parts)), lambda i: parts[i][1].num_rows, targets.index_rows, targets) if i not in stale
-    ]
-    rows = [_without(table, gone) for table in [fresh, *(parts[i][1] for i in stale)]] + [moved]
-    index = _write_index(storage, pa.concat_tables(rows), targets)
-    kept = [ref for i, (ref, _) in enumerate(parts) if i not in stale]
-    refs = [ref for path, ref in contents.items() if path not in gone]
-    return Settled([*refs, *(r for r, _ in written), *kept, *(r for r, _ in index)], [*written, *index])
+    kept = contents.keys() - {ref.path for ref in piled}
+    stale = [part for part in parts if not part.named <= kept]
+    rest = [part for part in parts if part.named <= kept]
+    stale += (few := _piled(rest, lambda part: part.needed.num_rows, targets.index_rows, targets))
+    rows = [_within(table, kept) for table in [fresh, *(part.needed for part in stale)]]
+    index = _write_index(storage, pa.concat_tables([*rows, moved]), targets)
+    packs = [(ref, is_new) for ref, _, is_new in merged]
+    refs = [ref for path, ref in contents.items() if path in kept]
+    refs += [*(ref for ref, _ in packs), *(part.ref for part in rest if part not in few), *(ref for ref, _ in index)]
+    return Settled(refs, [*packs, *index])
+
+
+class _Part(NamedTuple):
+    """An index part of the base: the objects that it names, and the rows of contents that are still used."""
+
+    ref: ObjectRef
+    named: set[str]
+    needed: pa.Table
+
+
+def _part(storage: Storage, ref: ObjectRef, used: Digests, limits: Limits) -> _Part:
+    table = read_index(storage, ref, limits)
+    return _Part(ref, _objects(table), table.filter(pa.array(np.isin(digest_column(table), used))))
 
 
 def _table(extents: Sequence[Extent]) -> pa.Table:
@@ -140,10 +151,14 @@ def _table(extents: Sequence[Extent]) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=INDEX_SPEC.schema)
 
 
-def _without(table: pa.Table, objects: set[str]) -> pa.Table:
-    if not objects:
-        return table
-    return table.filter(pa.array([path not in objects for path in table.column("object").to_pylist()], pa.bool_()))
+def _objects(table: pa.Table) -> set[str]:
+    """The objects that rows of the index name."""
+    return set(table.column("object").unique().to_pylist())
+
+
+def _within(table: pa.Table, objects: Collection[str]) -> pa.Table:
+    """The rows that name one of these objects."""
+    return table.filter(pc.is_in(table.column("object"), value_set=pa.array(objects, pa.string())))
 
 
 def _piled(items: Any, size: Callable[[Any], int], target: int, targets: Targets) -> list[Any]:
@@ -191,7 +206,8 @@ def _write_index(storage: Storage, table: pa.Table, targets: Targets) -> list[tu
             staged.finish()
             path = _layout.object_path(_layout.INDEX, staged.sha256)
             with staged.reopen() as file:
-                assert open_table(file, INDEX_SPEC, name=path).read().equals(part.combine_chunks())
+                if not open_table(file, INDEX_SPEC, name=path).read().equals(part):
+                    raise StorageError(f"{path} does not read back as it was written", code="self-check")
             new = storage.put(staged, path)
             written.append((ObjectRef(role=_layout.INDEX, path=path, size=staged.size, rows=part.num_rows), new))
     return written

@@ -85,6 +85,7 @@ class LocalStorage(Storage):
         with self._failing("write", path):
             new = _size(target) is None
             if new:
+                sync_file(staged.path)
                 make_folder(target.parent)
                 new = link_new(staged.path, target)
             else:

@@ -60,6 +60,8 @@ def read_marker(storage: Storage, *, limits: Limits = DEFAULT_LIMITS) -> Marker:
     """
     try:
         data = storage.read(_layout.MARKER)
+    except BundleNotFoundError:
+        raise
     except NotFoundError as error:
         raise BundleNotFoundError(
             f"there is no bundle at {storage.url} (no {_layout.MARKER} in it)",

@@ -86,7 +86,7 @@ class Packer:
         self.series_cutter = Cutter(targets.metric_rows)
         self._series = OwnerTable(storage, TABLES["metrics/1"], self.series_cutter)
         self._files = OwnerTable(storage, TABLES["files/1"], Cutter(targets.file_rows))
-        known = base.refs(_layout.INDEX) if base else []
+        known = base.refs(*_CONTENT_ROLES) if base else []
         self.blobs = BlobWriter(storage, targets, known, limits)
         self._used = KnownDigests()
         self._file_bytes = 0
@@ -263,7 +263,7 @@ class Packer:
         base = self._base
         settled = settle(
             self._storage,
-            old=[r for role in _CONTENT_ROLES for r in base.refs(role)] if base else [],
+            old=base.refs(*_CONTENT_ROLES) if base else [],
             new=self.blobs.objects,
             extents=extents,
             used=self._used.sorted(),

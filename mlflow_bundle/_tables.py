@@ -284,7 +284,7 @@ def open_table(file: Any, spec: TableSpec, *, name: str, dictionaries: bool = Fa
     """
     try:
         table = pq.ParquetFile(
-            file, page_checksum_verification=True, read_dictionary=list(spec.dictionary) if dictionaries else None
+            file, pre_buffer=True, page_checksum_verification=True, read_dictionary=list(spec.dictionary) if dictionaries else None
         )
     except (pa.ArrowException, OSError, ValueError) as error:
         raise CorruptError(f"{name} is not a readable Parquet file: {error}", code="E040") from error

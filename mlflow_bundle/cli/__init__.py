@@ -19,7 +19,7 @@ import click
 from click.shell_completion import shell_complete
 
 from mlflow_bundle.__about__ import __version__
-from mlflow_bundle.cli._output import State, clean, json_text, plain, problem_lines, say
+from mlflow_bundle.cli._output import State, StdoutError, clean, flush, json_text, plain, problem_lines, say
 from mlflow_bundle.cli.cat import cat
 from mlflow_bundle.cli.demo import demo
 from mlflow_bundle.cli.get import get
@@ -73,10 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _settle(state)
     try:
         code = _run(given, state)
-        sys.stdout.flush()
-    except BrokenPipeError:
+        flush()
+    except StdoutError as error:
         _abandon_stdout()
-        code = PIPE_CLOSED
+        if isinstance(error.error, BrokenPipeError):
+            return PIPE_CLOSED
+        _report(state, "stdout", f"stdout cannot be written: {error.error.strerror or error}")
+        code = FAILED
     except KeyboardInterrupt:
         _report(state, "interrupted", "interrupted", hint=_INTERRUPTED_HINT)
         code = INTERRUPTED
@@ -109,7 +112,7 @@ def _run(arguments: Sequence[str], state: State) -> int:
     except BundleError as error:
         _report_error(state, error)
         return NO_BUNDLE if isinstance(error, BundleNotFoundError) else WRONG_USAGE if isinstance(error, UsageError) else FAILED
-    except BrokenPipeError:
+    except StdoutError:
         raise
     except OSError as error:
         name = f": {error.filename}" if error.filename else ""

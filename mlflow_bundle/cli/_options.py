@@ -106,7 +106,7 @@ def tracking_option(function: Command) -> Command:
     return click.option(
         "--tracking-uri",
         metavar="URI",
-        help="MLflow server or database: http://..., sqlite:///FILE, postgresql://... [default: MLFLOW_TRACKING_URI, ./mlflow.db]",
+        help="MLflow: http://..., sqlite:///FILE, postgresql://... [default: MLFLOW_TRACKING_URI, else ./mlflow.db]",
     )(function)
 
 
@@ -115,8 +115,12 @@ def selection(function: Command) -> Command:
     options = (
         click.option("--experiment", metavar="NAME|ID|GLOB", type=LINES, multiple=True, help="Only these; can be repeated."),
         click.option("--run", metavar="ID", type=LINES, multiple=True, help="Only these runs; can be repeated."),
-        click.option("--filter", "filter", metavar="TEXT", help="Only runs that match, for example \"metrics.loss < 0.1\"."),
-        click.option("--since", metavar="TIME", help="Only runs started at TIME or later: 2026-11-01, 2026-11-01T12:00+01:00 (UTC without a zone)."),
+        click.option("--filter", "filter", metavar="TEXT", help='Only runs that match, for example "metrics.loss < 0.1".'),
+        click.option(
+            "--since",
+            metavar="TIME",
+            help="Only runs started at TIME or later: 2026-11-01, 2026-11-01T12:00+01:00 (UTC without a zone).",
+        ),
         click.option("--until", metavar="TIME", help="Only runs started at TIME or earlier; a date means its end."),
         click.option(
             "--lifecycle",
@@ -152,7 +156,7 @@ def options_of(texts: Iterable[str], option: str = "--storage-option") -> dict[s
 
 
 def renames_of(texts: Iterable[str], names: Callable[[], Iterable[str]]) -> dict[str, str]:
-    """``OLD=NEW`` texts as a mapping. Where a text has more than one ``=``, OLD is the longest of ``names`` that it begins with."""
+    """``OLD=NEW`` texts as a mapping. With more than one ``=``, OLD is the longest of ``names`` that fits."""
     renames: dict[str, str] = {}
     for text in texts:
         old, equals, new = text.partition("=")

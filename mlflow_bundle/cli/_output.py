@@ -20,15 +20,19 @@ from mlflow_bundle.records import Problem
 
 __all__ = [
     "State",
+    "StdoutError",
     "bytes_text",
     "clean",
     "count_text",
     "counts_text",
     "fitted",
+    "flush",
     "json_text",
     "plain",
     "plural",
     "problem_lines",
+    "put",
+    "put_bytes",
     "say",
     "table",
     "time_text",
@@ -54,14 +58,38 @@ class State:
         put(json_text(document))
 
 
+class StdoutError(Exception):
+    """Stdout cannot be written; ``error`` says why. Not an ``OSError``, to tell it from one of anything else."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 def put(line: str) -> None:
     """A line of data on stdout. The caller has cleaned it."""
-    sys.stdout.write(line + "\n")
+    put_bytes((line + "\n").encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
+
+
+def put_bytes(data: bytes) -> None:
+    """Data on stdout as it is."""
+    try:
+        sys.stdout.buffer.write(data)
+    except OSError as error:
+        raise StdoutError(error) from error
+
+
+def flush() -> None:
+    """Hand over what was put."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        raise StdoutError(error) from error
 
 
 def say(line: str = "") -> None:
     """A line of talk on stderr. The caller has cleaned what came from elsewhere."""
-    sys.stdout.flush()
+    flush()
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
 
@@ -160,7 +188,9 @@ def fitted(text: str, width: int) -> str:
     return text if cell_len(text) <= width else chop_cells(text, width - 1)[0] + _ELLIPSIS if width > 1 else _ELLIPSIS
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, flexible: int | None = None, right: Sequence[int] = ()) -> None:
+def table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], *, flexible: int | None = None, right: Sequence[int] = ()
+) -> None:
     """A table on stdout. On a terminal the ``flexible`` column is cut so that lines fit; elsewhere nothing is cut.
 
     ``right`` are the columns aligned to the right. The cells are clean already.

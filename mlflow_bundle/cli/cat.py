@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import base64
-import sys
 from collections.abc import Sequence
-from typing import BinaryIO, Final
+from typing import Final
 
 import click
 
 from mlflow_bundle._bundle import Bundle, open_bundle
 from mlflow_bundle.cli._options import bundle_argument, common, options_of, pass_state, snapshot_option, storage_option
-from mlflow_bundle.cli._output import State, json_text, plain
+from mlflow_bundle.cli._output import State, json_text, plain, put_bytes
 from mlflow_bundle.cli._paths import Catalog, FileEntry
 from mlflow_bundle.errors import NotFoundError, UsageError
 
@@ -42,25 +41,24 @@ def cat(state: State, bundle: str, path: str, *, snapshot: str | None, storage_o
             )
         if place.file.sha256 is None:
             raise NotFoundError(f"{place.file.path!r} could not be read when it was packed", code="file-missing")
-        sys.stdout.flush()
         if state.json:
-            _put_json(archive, place.run["run_id"], place.file, sys.stdout.buffer)
+            _put_json(archive, place.run["run_id"], place.file)
         else:
-            _put_bytes(archive, place.file.sha256, sys.stdout.buffer)
+            _put_bytes(archive, place.file.sha256)
 
 
-def _put_bytes(archive: Bundle, sha256: str, out: BinaryIO) -> None:
+def _put_bytes(archive: Bundle, sha256: str) -> None:
     with archive.blobs.open(sha256) as stream:
         while data := stream.read(_CHUNK):
-            out.write(data)
+            put_bytes(data)
 
 
-def _put_json(archive: Bundle, run_id: str, file: FileEntry, out: BinaryIO) -> None:
+def _put_json(archive: Bundle, run_id: str, file: FileEntry) -> None:
     """The document that ``json_text`` would make, the content streamed into it."""
     assert file.sha256 is not None
     document = {"bundle": archive.url, "snapshot": archive.snapshot_id, "run_id": run_id, **plain(file)}
-    out.write(json_text(document).removesuffix("\n}").encode() + b',\n  "content_base64": "')
+    put_bytes(json_text(document).removesuffix("\n}").encode() + b',\n  "content_base64": "')
     with archive.blobs.open(file.sha256) as stream:
         while data := stream.read(_CHUNK):
-            out.write(base64.b64encode(data))
-    out.write(b'"\n}\n')
+            put_bytes(base64.b64encode(data))
+    put_bytes(b'"\n}\n')

@@ -70,14 +70,16 @@ def get(
 ) -> int:
     """Copy a file or a folder of a run to DEST.
 
-    PATH is EXPERIMENT/RUN/artifacts/..., as in `ls`; a run alone means all its files. What lies in a folder is put into DEST, which
-    is made. A file is written to DEST, or into it where DEST is a folder. Paths that would leave DEST, or that collide, are
-    refused before anything is written; a file appears only when its SHA-256 is right.
+    PATH is EXPERIMENT/RUN/artifacts/..., as in `ls`; a run alone means all its files. What lies in a folder is put into DEST,
+    which is made. A file is written to DEST, or into it where DEST is a folder. Paths that would leave DEST, or that collide,
+    are refused before anything is written; a file appears only when its SHA-256 is right.
     """
     with open_bundle(bundle, snapshot=snapshot, storage_options=options_of(storage_option)) as archive:
         place = Catalog(archive).find(path)
         if place.run is None:
-            raise UsageError(f"{path or 'the bundle'!r} is not a file or folder of a run", hint="`mlflow-bundle ls` shows the runs")
+            raise UsageError(
+                f"{path or 'the bundle'!r} is not a file or folder of a run", hint="`mlflow-bundle ls` shows the runs"
+            )
         copies = _plan(place, destination, force=force)
         with progress(state, "copying") as callback:
             problems = _copy(archive, place, copies, callback)
@@ -181,9 +183,7 @@ def _copy(archive: Bundle, place: Place, copies: Sequence[_Copy], callback: Call
     problems = []
     for copy in copies:
         try:
-            if copy.file.sha256 is None:
-                raise NotFoundError(f"{copy.file.path!r} could not be read when it was packed", code="file-missing")
-            with archive.blobs.open(copy.file.sha256) as stream, _appearing(copy.target) as out:
+            with archive.blobs.open(_content(copy.file)) as stream, _appearing(copy.target) as out:
                 while data := stream.read(_CHUNK):
                     out.write(data)
                     phase.relative_update(len(data))
@@ -202,6 +202,17 @@ def _copy(archive: Bundle, place: Place, copies: Sequence[_Copy], callback: Call
             )
     phase.close()
     return problems
+
+
+def _content(file: FileEntry) -> str:
+    """The SHA-256 of a file.
+
+    Raises:
+        NotFoundError: the bundle has no content for it.
+    """
+    if file.sha256 is None:
+        raise NotFoundError("it could not be read when it was packed", code="file-missing")
+    return file.sha256
 
 
 @contextmanager

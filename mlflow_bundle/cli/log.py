@@ -23,7 +23,8 @@ __all__ = ["log", "scope_text"]
 def log(state: State, bundle: str, *, snapshot: str | None, storage_option: Sequence[str]) -> None:
     """List the snapshots, the newest first.
 
-    The root digest is the SHA-256 of a snapshot's document and reaches every byte of it: keep it to prove later what was archived.
+    The root digest is the SHA-256 of a snapshot's document and reaches every byte of it: keep it to prove later what was
+    archived.
     """
     with open_bundle(bundle, snapshot=snapshot, storage_options=options_of(storage_option)) as archive:
         shown = [archive.snapshot_id] if snapshot is not None else [committed.stem for committed in archive.snapshots()]

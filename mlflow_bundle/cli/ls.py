@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any, Final
 
 import click
@@ -161,7 +162,7 @@ def _unique_length(ids: Sequence[str]) -> int:
     """How many characters tell these ids apart."""
     ordered = sorted(ids)
     length = _SHORT_ID
-    for one, next_one in zip(ordered, ordered[1:], strict=False):
+    for one, next_one in pairwise(ordered):
         while one[:length] == next_one[:length] and length < len(one):
             length += 1
     return length

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -32,21 +31,27 @@ __all__ = ["pack"]
 @selection
 @tracking_option
 @click.option("--allow-partial", is_flag=True, help="Commit a partial snapshot that lists what could not be read.")
-@click.option("--full", is_flag=True, help="Read everything again instead of trusting counts and file stamps of the last snapshot.")
+@click.option(
+    "--full", is_flag=True, help="Read everything again instead of trusting counts and file stamps of the last snapshot."
+)
 @click.option("--dry-run", is_flag=True, help="Only say what is selected; write nothing.")
-@click.option("--artifacts-destination", metavar="URL", help="Where a server keeps mlflow-artifacts:, when its database is read directly.")
-@click.option("--artifact-storage-option", metavar="KEY=VALUE", multiple=True, help="Option of the file system that artifacts lie on.")
+@click.option(
+    "--artifacts-destination", metavar="URL", help="Where a server keeps mlflow-artifacts:, when its database is read directly."
+)
+@click.option(
+    "--artifact-storage-option", metavar="KEY=VALUE", multiple=True, help="Option of the file system that artifacts lie on."
+)
 @click.option("--jobs", metavar="N", type=click.IntRange(min=1), help="Parallel requests and reads.")
 @storage_option
 @progress_option
 @common
 @pass_state
-def pack(state: State, bundle: str, *, dry_run: bool, allow_partial: bool, full: bool, **options: Any) -> int:
+def pack(state: State, /, bundle: str, *, dry_run: bool, allow_partial: bool, full: bool, **options: Any) -> int:
     """Archive experiments and runs as one more snapshot of BUNDLE.
 
     BUNDLE is a folder, a URL such as s3://bucket/name, or one file NAME.mlbundle.zip. Without a selection everything is packed.
-    Packing into the same bundle again writes only what is new. When something cannot be read, nothing is committed (exit code 1),
-    or with --allow-partial a partial snapshot is (exit code 3).
+    Packing into the same bundle again writes only what is new. When something cannot be read, nothing is committed (exit code
+    1), or with --allow-partial a partial snapshot is (exit code 3).
     """
     storage_options = options_of(options.pop("storage_option"))
     artifact_options = options_of(options.pop("artifact_storage_option"), "--artifact-storage-option")
@@ -81,7 +86,8 @@ def _summarize(report: PackReport) -> None:
     for line in problem_lines(report.problems):
         say(line)
     if report.state == "partial":
-        say(f"the snapshot is partial: {plural(len(report.problems), 'thing')} could not be read; packing again tries just those")
+        missing = plural(len(report.problems), "thing")
+        say(f"the snapshot is partial: {missing} could not be read; packing again tries just those")
     say(f"snapshot {report.snapshot}")
     say(f"root {report.root_digest}")
 
@@ -93,7 +99,10 @@ def _dry_run(state: State, options: dict[str, Any], artifact_options: dict[str, 
 
     uri = resolve_tracking_uri(options.pop("tracking_uri"))
     reach = {name: options.pop(name) for name in ("artifacts_destination", "jobs")}
-    with closing(connect_source(uri, artifact_storage_options=artifact_options, **reach)) as source, progress(state, "selecting"):
+    with (
+        closing(connect_source(uri, artifact_storage_options=artifact_options, **reach)) as source,
+        progress(state, "selecting"),
+    ):
         selected = select(source, Selection.of(**options))
         runs = dict.fromkeys((experiment.experiment_id for experiment in selected.experiments), 0)
         for run in selected.runs:
@@ -108,5 +117,6 @@ def _dry_run(state: State, options: dict[str, Any], artifact_options: dict[str, 
         return 0
     for experiment in selected.experiments:
         put(f"{clean(experiment.name)}: {plural(runs[experiment.experiment_id], 'run')}")
-    say(f"would pack {plural(len(runs), 'experiment')}, {plural(sum(runs.values()), 'run')} of {clean(where)}; nothing was written")
+    packed = f"{plural(len(runs), 'experiment')}, {plural(sum(runs.values()), 'run')}"
+    say(f"would pack {packed} of {clean(where)}; nothing was written")
     return 0

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import click
 
 from mlflow_bundle._bundle import Bundle, open_bundle
 from mlflow_bundle.cli._options import bundle_argument, common, options_of, pass_state, snapshot_option, storage_option
-from mlflow_bundle.cli._output import State, bytes_text, clean, counts_text, plain, plural, problem_lines, put, table, time_text
+from mlflow_bundle.cli._output import State, bytes_text, clean, counts_text, plain, plural, put, table, time_text
 from mlflow_bundle.cli._paths import Catalog, Place, Row
 from mlflow_bundle.cli.log import scope_text
 from mlflow_bundle.errors import UsageError
-from mlflow_bundle.records import Experiment, KeyValue, Run
+from mlflow_bundle.records import Experiment, KeyValue
 
 __all__ = ["show"]
 
 _TIMES: Final = frozenset({"start_time", "end_time", "deleted_time", "creation_time", "last_update_time"})
+#: What people look for first; the other fields follow.
+_RUN_FIELDS: Final = (
+    "run_id",
+    "run_name",
+    "experiment_id",
+    "experiment_name",
+    "status",
+    "lifecycle_stage",
+    "user_id",
+    "start_time",
+    "end_time",
+)
 _LISTS: Final = frozenset({"params", "tags", "inputs"})
 
 
@@ -43,7 +55,9 @@ def show(state: State, bundle: str, id: str, *, snapshot: str | None, storage_op
             catalog = Catalog(archive)
             place = catalog.find(id)
             if place.kind not in ("experiment", "run"):
-                raise UsageError(f"{id!r} is a {place.kind}, not an experiment or run", hint="`mlflow-bundle cat` prints a file")
+                raise UsageError(
+                    f"{id!r} is a {place.kind}, not an experiment or run", hint="`mlflow-bundle cat` prints a file"
+                )
             document = _run(archive, place) if place.run else _experiment(archive, catalog, place)
             lines = _print_run if place.run else _print_experiment
     if state.json:
@@ -117,20 +131,19 @@ def _print_snapshot(document: dict[str, Any]) -> None:
     source, writer = document["source"], document["writer"]
     lines = [
         ("bundle", document["bundle"]),
-        ("bundle id", document["bundle_id"]),
-        ("snapshot", document["snapshot"]),
+        ("id", document["bundle_id"]),
         ("root", document["root_digest"]),
         ("logical", document["logical_root"]),
-        ("state", document["state"]),
         ("made", f"{time_text(document['created_at'])} by {writer['name']} {writer['version']}"),
         ("source", f"{source['uri']} ({' '.join(filter(None, (source['kind'], source['version'])))})"),
         ("absent", ", ".join(source["absent"])),
         ("scope", scope_text(document["scope"])),
         ("holds", f"{counts_text(document['counts'])} ({bytes_text(document['counts'].get('file_bytes', 0))})"),
         ("stored", f"{plural(document['objects'], 'object')}, {bytes_text(document['object_bytes'])}"),
-        ("snapshots", f"{document['snapshots']:,} in this bundle"),
+        ("history", f"{plural(document['snapshots'], 'snapshot')} in this bundle"),
         *(("note", note) for note in document["notes"]),
     ]
+    put(f"snapshot {document['snapshot']}  {document['state']}")
     _print_pairs((name, value) for name, value in lines if value)
     _print_problems(document["problems"])
 
@@ -144,9 +157,10 @@ def _print_problems(problems: Sequence[dict[str, Any]]) -> None:
 
 def _print_experiment(document: dict[str, Any]) -> None:
     states = ", ".join(f"{count:,} {clean(name)}" for name, count in document["run_states"].items())
-    _print_fields(document, ("name", "experiment_id", "lifecycle_stage", "artifact_location", "creation_time", "last_update_time", "workspace"))
+    names = ("name", "experiment_id", "lifecycle_stage", "artifact_location", "creation_time", "last_update_time", "workspace")
     _print_pairs(
         (
+            *_fields(document, names),
             ("runs", f"{document['runs']:,}" + (f" ({states})" if states else "")),
             ("points", f"{document['metric_points']:,}"),
             ("files", f"{document['files']:,}"),
@@ -156,9 +170,8 @@ def _print_experiment(document: dict[str, Any]) -> None:
 
 
 def _print_run(document: dict[str, Any]) -> None:
-    known = ("run_id", "run_name", "experiment_id", "experiment_name", "status", "lifecycle_stage", "user_id", "start_time", "end_time")
-    left_out = {"bundle", "snapshot", "kind", "metric_points", "latest_metrics", "files", *_LISTS}
-    _print_fields(document, (*known, *(name for name in document if name not in left_out | set(known))))
+    left_out = {*_RUN_FIELDS, *_LISTS, "bundle", "snapshot", "kind", "metric_points", "latest_metrics", "files"}
+    _print_pairs(_fields(document, (*_RUN_FIELDS, *(name for name in document if name not in left_out))))
     _print_key_values("params", document["params"])
     _print_key_values("tags", document["tags"])
     for found in document["inputs"]:
@@ -169,7 +182,10 @@ def _print_run(document: dict[str, Any]) -> None:
     if document["latest_metrics"]:
         put("")
         put(f"metrics ({plural(document['metric_points'], 'point')}), latest:")
-        rows = ((f"  {clean(m['key'])}", _number(m["value"]), f"step {m['step']:,}", time_text(m["timestamp"])) for m in document["latest_metrics"])
+        rows = (
+            (f"  {clean(m['key'])}", _number(m["value"]), f"step {m['step']:,}", time_text(m["timestamp"]))
+            for m in document["latest_metrics"]
+        )
         table((), rows, flexible=0, right=(1, 2))
     if files := document["files"]:
         put("")
@@ -185,14 +201,16 @@ def _number(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.6g}"
 
 
-def _print_fields(document: dict[str, Any], names: Iterable[str]) -> None:
-    pairs = ((name, document[name]) for name in names if document.get(name) not in (None, ""))
-    _print_pairs((name.replace("_", " "), time_text(value) if name in _TIMES else value) for name, value in pairs)
+def _fields(document: dict[str, Any], names: Iterable[str]) -> Iterator[tuple[str, object]]:
+    """Those fields of a record that say something, in words."""
+    for name in names:
+        value = document.get(name)
+        if value not in (None, ""):
+            yield name.replace("_", " "), time_text(value) if name in _TIMES else value
 
 
 def _print_pairs(pairs: Iterable[tuple[str, object]]) -> None:
-    for name, value in pairs:
-        put(f"{clean(name):<17} {clean(value)}")
+    table((), ((clean(name), clean(value)) for name, value in pairs))
 
 
 def _print_key_values(name: str, items: Sequence[dict[str, str] | KeyValue]) -> None:

@@ -38,17 +38,23 @@ __all__ = ["unpack"]
 @snapshot_option
 @click.option("--dry-run", is_flag=True, help="Say what would happen, and what the target cannot hold; write nothing.")
 @click.option("--allow-partial", is_flag=True, help="Restore what the target can hold, and report the rest.")
-@click.option("--artifact-root", metavar="URL", help="Where the files go for a database. [default: mlruns beside an SQLite file]")
 @click.option(
-    "--artifacts-destination", metavar="URL", help="Where a server of that database will keep mlflow-artifacts:, which then stay."
+    "--artifact-root", metavar="URL", help="Where the files go for a database. [default: mlruns beside an SQLite file]"
 )
-@click.option("--artifact-storage-option", metavar="KEY=VALUE", multiple=True, help="Option of the file system that artifacts lie on.")
+@click.option(
+    "--artifacts-destination",
+    metavar="URL",
+    help="Where a server of that database will keep mlflow-artifacts:, which then stay.",
+)
+@click.option(
+    "--artifact-storage-option", metavar="KEY=VALUE", multiple=True, help="Option of the file system that artifacts lie on."
+)
 @click.option("--jobs", metavar="N", type=click.IntRange(min=1), help="Parallel requests and writes.")
 @storage_option
 @progress_option
 @common
 @pass_state
-def unpack(state: State, bundle: str, *, snapshot: str | None, rename: Sequence[str], **options: Any) -> int:
+def unpack(state: State, /, bundle: str, *, snapshot: str | None, rename: Sequence[str], **options: Any) -> int:
     """Restore experiments and runs to an MLflow server or database.
 
     Without a selection everything is restored. A database keeps ids, times and deleted states; a server gives new ids, and tags
@@ -98,6 +104,8 @@ def _summarize(report: UnpackReport) -> None:
         return
     size = f"{plural(report.metric_points, 'point')}, {plural(report.files, 'file')} ({bytes_text(report.file_bytes)})"
     say(f"restored {plural(report.runs_restored, 'run')}, {size}, to {clean(report.target)}")
-    say(f"{report.runs_already_there:,} already there, {report.runs_failed:,} failed, {plural(len(report.problems), 'problem')}")
+    say(
+        f"{report.runs_already_there:,} already there, {report.runs_failed:,} failed, {plural(len(report.problems), 'problem')}"
+    )
     if report.runs_failed:
         say("running it again tries what failed, and leaves what is there")

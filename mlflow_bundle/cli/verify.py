@@ -59,5 +59,7 @@ def _part(text: str) -> tuple[int, int]:
     """
     match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise UsageError(f"--subset {text!r} is not K/N with K from 1 to N", hint="for example --subset 3/7 on the third night of a week")
+        raise UsageError(
+            f"--subset {text!r} is not K/N with K from 1 to N", hint="for example --subset 3/7 on the third night of a week"
+        )
     return int(match[1]), int(match[2])

@@ -244,7 +244,7 @@ class _Work:
         progress.close()
         for root, count in self._absent_roots.items():
             self.notes.append(
-                f"{count:,} runs keep their files below {root}, which does not exist on this machine: none were archived for them"
+                f"{count:,} runs keep their files below {root}, which does not exist on this machine: none were archived"
             )
 
     def _look_for_root(self, run: Run) -> None:

@@ -12,12 +12,14 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from mlflow_bundle import _layout
+from mlflow_bundle._place import LocalPlace
 from mlflow_bundle._storage import Storage, open_storage
 from mlflow_bundle._zipform import Archive, Part, write_archive
 from mlflow_bundle.errors import BundleError, CorruptError, StorageError
@@ -366,3 +368,36 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     )
     assert int(grown.stdout) < 60_000, "KiB"
     assert open_storage(tmp_path / "big.zip").size(path) == 300_000_000
+
+
+def test_the_first_file_is_made_once(tmp_path: Path) -> None:
+    """Where nothing was seen and something lies there by now, it is not replaced."""
+    place = LocalPlace("bundle.zip", tmp_path / "bundle.zip")
+    (tmp_path / "next").write_bytes(b"ours")
+    (tmp_path / "bundle.zip").write_bytes(b"theirs")
+    assert place.replace(tmp_path / "next", None, first=True) is False
+    assert (tmp_path / "bundle.zip").read_bytes() == b"theirs"
+
+
+def test_writers_wait_for_each_other(bundle: Path) -> None:
+    """While one writer assembles the next file, another waits, and then adds to that one."""
+    one, two = open_storage(bundle), open_storage(bundle)
+    first, second = put(one, b"first"), put(two, b"second")
+    with ThreadPoolExecutor(1) as pool:
+        with LocalPlace("lock", bundle).exclusive():
+            waiting = pool.submit(two.flush)
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.5)
+            _replace_without_lock(bundle, first)
+        waiting.result(timeout=30)
+    assert {first, second, SNAPSHOT} <= open_storage(bundle).list("").keys()
+
+
+def _replace_without_lock(bundle: Path, added: str) -> None:
+    """What the writer that holds the lock does: put another file in the place of this one."""
+    old = open_storage(bundle)
+    contents = {path: old.read(path) for path in old.list("")} | {added: b"first"}
+    with bundle.with_name("next").open("xb") as file:
+        parts = [Part(path, len(data), zlib.crc32(data), partial(iter, (data,))) for path, data in contents.items()]
+        write_archive(file, parts)
+    bundle.with_name("next").replace(bundle)
