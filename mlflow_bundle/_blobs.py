@@ -18,7 +18,7 @@ from mlflow_bundle._digests import hex_of
 from mlflow_bundle._index import INDEX_SPEC, Digests, Extent, PackBuilder, digest_column, read_index
 from mlflow_bundle._limits import KIB, MIB, Limits, Targets
 from mlflow_bundle._storage import Staged, Storage
-from mlflow_bundle.errors import CorruptError, NotFoundError
+from mlflow_bundle.errors import CorruptError, LimitError, NotFoundError
 from mlflow_bundle.records import ObjectRef
 
 __all__ = ["BlobReader", "BlobWriter", "KnownDigests"]
@@ -151,6 +151,11 @@ class BlobWriter:
             self._extents += extents
             self._count(ref, new=new)
 
+    def discard(self) -> None:
+        """Forget the pack that is not stored yet."""
+        if self._pack is not None:
+            self._pack.discard()
+
     def close(self) -> list[Extent]:
         """Store the last pack. The extents of all contents that were added, sorted as the index is."""
         self._close_pack()
@@ -240,6 +245,8 @@ class BlobReader:
         for extent in self.extents(sha256):
             if _layout.object_hex(extent.object) is None:
                 raise CorruptError(f"the index names {extent.object!r}, which is no object", code="E021")
+            if min(extent.offset, extent.length, extent.raw_length) < 0:
+                raise CorruptError(f"the index places content {sha256} at a negative place", code="E051")
             if extent.codec == "deflate":
                 yield self._inflate(extent)
             elif extent.codec == "raw":
@@ -262,6 +269,8 @@ class BlobReader:
                 yield chunk
 
     def _inflate(self, extent: Extent) -> bytes:
+        if max(extent.length, extent.raw_length) > self._limits.pack_bytes:
+            raise LimitError(f"{extent.object} holds an entry that claims {extent.raw_length:,} bytes", code="E094")
         stored = self._storage.read_range(extent.object, extent.offset, extent.length)
         try:
             data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(stored, extent.raw_length + 1)

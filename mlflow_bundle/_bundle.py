@@ -21,9 +21,9 @@ from mlflow_bundle._limits import DEFAULT_LIMITS, Limits
 from mlflow_bundle._manifest import Committed, find_snapshot, objects_of, read_marker, read_verified, snapshots
 from mlflow_bundle._storage import Storage, open_storage
 from mlflow_bundle._tables import TABLES, TableSpec, as_series, open_table
-from mlflow_bundle._verify import Report, verify_snapshot
+from mlflow_bundle._verify import Report, unreadable_report, verify_snapshot, verify_storage
 from mlflow_bundle._views import RUNS_VIEW, wide_runs
-from mlflow_bundle.errors import CorruptError, NotFoundError
+from mlflow_bundle.errors import CorruptError, LimitError, NotFoundError
 from mlflow_bundle.records import KINDS, Experiment, ObjectRef, Record, Run, Snapshot
 
 __all__ = ["Bundle", "open_bundle", "verify"]
@@ -75,20 +75,30 @@ def verify(
     level: str = "full",
     subset: tuple[int, int] | None = None,
     snapshot: str | None = None,
+    all_snapshots: bool = False,
     storage_options: Mapping[str, Any] | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Report:
-    """Check a snapshot of a bundle, by default the newest.
+    """Check a snapshot of a bundle, by default the newest, or ``all_snapshots`` with each object read once.
 
     ``level`` is ``structure`` (every object is there with its size), ``tables`` (records, tables and the logical root are
-    right too) or ``full`` (every byte). ``subset=(k, n)`` checks the bytes of the k-th of n parts of the objects, so that n
-    runs cover all. Problems are returned, not raised, and it never stops at the first.
+    right too) or ``full`` (every byte). ``subset=(k, n)`` of ``full`` checks the bytes of the k-th of n parts of the packs and
+    blobs, so that n runs cover all. Problems are returned, not raised, and it never stops at the first; a damaged marker or
+    snapshot document is a problem too.
 
     Raises:
-        BundleNotFoundError, NotFoundError, UnsupportedError: there is nothing to check.
+        BundleNotFoundError, NotFoundError: there is nothing to check.
+        StorageError: the storage cannot be listed.
+        UsageError: an unknown level, or a subset that is none.
     """
-    with open_bundle(url, snapshot=snapshot, storage_options=storage_options, limits=limits) as bundle:
-        return bundle.verify(level=level, subset=subset)
+    try:
+        storage = open_storage(url, storage_options=storage_options)
+    except (CorruptError, LimitError) as error:
+        return unreadable_report(error, level=level)
+    with storage:
+        return verify_storage(
+            storage, snapshot=snapshot, level=level, subset=subset, all_snapshots=all_snapshots, limits=limits
+        )
 
 
 class Bundle:
@@ -303,7 +313,8 @@ class Bundle:
     def series(self, run_ids: Sequence[str]) -> Iterator[pa.Table]:
         """The metric points of some runs: bounded tables ``owner`` (place in ``run_ids``), ``key, step, timestamp, value``."""
         position = {run: number for number, run in enumerate(run_ids)}
-        yield from as_series(self._stretches(run_ids, "metric", TABLES["metrics/1"]), position.__getitem__)
+        for table in as_series(self._stretches(run_ids, "metric", TABLES["metrics/1"]), position.__getitem__):
+            yield table.set_column(1, "key", table.column("key").cast(pa.string()))
 
     def metric_rows(self, run_ids: Sequence[str]) -> list[int]:
         """The number of metric points of each run."""

@@ -67,6 +67,10 @@ class PackBuilder:
         codec = "deflate" if deflate else "raw"
         self.extents.append(Extent(sha256, 0, "", offset, info.compress_size, codec, len(data)))
 
+    def discard(self) -> None:
+        """Forget it. A ZIP file that is not closed complains when it is collected."""
+        self._zip.close()
+
     def put(self, storage: Storage) -> tuple[ObjectRef, list[Extent], bool]:
         """Store the pack: its reference, where its contents lie, and whether it is a new object."""
         self._zip.close()
@@ -121,15 +125,15 @@ def settle(
     merged = list(_merge_packs(storage, piled, rows, targets))
     moved = _table([extent for _, found, _ in merged for extent in found])
     kept = contents.keys() - {ref.path for ref in piled}
-    stale = [part for part in parts if not part.named <= kept]
-    rest = [part for part in parts if part.named <= kept]
-    stale += (few := _piled(rest, lambda part: part.needed.num_rows, targets.index_rows, targets))
-    rows = [_within(table, kept) for table in [fresh, *(part.needed for part in stale)]]
+    whole = [part for part in parts if part.named <= kept]
+    few = {part.ref.path for part in _piled(whole, lambda part: part.needed.num_rows, targets.index_rows, targets)}
+    fine = {part.ref.path: part.ref for part in whole if part.ref.path not in few}
+    rows = [_within(table, kept) for table in [fresh, *(part.needed for part in parts if part.ref.path not in fine)]]
     index = _write_index(storage, pa.concat_tables([*rows, moved]), targets)
     packs = [(ref, is_new) for ref, _, is_new in merged]
     refs = [ref for path, ref in contents.items() if path in kept]
-    refs += [*(ref for ref, _ in packs), *(part.ref for part in rest if part not in few), *(ref for ref, _ in index)]
-    return Settled(refs, [*packs, *index])
+    refs += [*(ref for ref, _ in packs), *fine.values(), *(ref for ref, _ in index)]
+    return Settled(list({ref.path: ref for ref in refs}.values()), [*packs, *index])
 
 
 class _Part(NamedTuple):

@@ -24,6 +24,9 @@ class Limits:
     frame_ratio: int = 10_000
     records_bytes: int = 256 * MIB
     table_bytes: int = 2 * GIB
+    #: Rows of a Parquet row group, and the bytes that its strings have in memory.
+    row_group_rows: int = 4 * MIB
+    row_group_bytes: int = GIB
     pack_bytes: int = 256 * MIB
     pack_entries: int = 200_000
 

@@ -180,12 +180,15 @@ def find_snapshot(storage: Storage, wanted: str | None, *, limits: Limits = DEFA
     text = wanted.removeprefix("sha256:")
     stems = snapshot_stems(storage)
     found = [stem for stem in stems if stem.startswith(text) or stem.rpartition("-")[2].startswith(text[:16])]
-    if len(found) != 1:
-        what = "no snapshot" if not found else f"{len(found)} snapshots"
-        raise NotFoundError(
-            f"{storage.url} has {what} named {wanted!r}", code="snapshot-not-found", hint="`mlflow-bundle log` lists them"
-        )
-    return load_snapshot(storage, found[0], limits=limits)
+    if len(found) == 1:
+        committed = load_snapshot(storage, found[0], limits=limits)
+        if committed.stem.startswith(text) or committed.digest.removeprefix("sha256:").startswith(text):
+            return committed
+        found = []  # the name holds only the beginning of the digest; the rest is another
+    what = f"{len(found)} snapshots" if found else "no snapshot"
+    raise NotFoundError(
+        f"{storage.url} has {what} named {wanted!r}", code="snapshot-not-found", hint="`mlflow-bundle log` lists them"
+    )
 
 
 def read_verified(storage: Storage, path: str, *, limit: int) -> bytes:
@@ -203,7 +206,11 @@ def read_verified(storage: Storage, path: str, *, limit: int) -> bytes:
         raise LimitError(f"{path} has {size:,} bytes, more than {limit:,}", code="E094")
     data = storage.read(path)
     if hex_of(data) != expected:
-        raise CorruptError(f"{path} does not have the SHA-256 of its name", code="E022")
+        raise CorruptError(
+            f"{path} does not have the SHA-256 of its name",
+            code="E022",
+            hint="`mlflow-bundle verify` shows all damage; move the damaged file out of the bundle and pack again, or restore it",
+        )
     return data
 
 

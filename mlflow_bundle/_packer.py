@@ -360,6 +360,7 @@ class Packer:
         """Discard what is not committed: temporary files, no object."""
         self._series.abort()
         self._files.abort()
+        self.blobs.discard()
         self._latest.close()
         for spool in self._spools.values():
             spool.close()

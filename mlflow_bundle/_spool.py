@@ -93,8 +93,6 @@ def latest_points(table: pa.Table) -> pa.Table:
     where a NaN counts as zero. A series that goes on in the next table appears in both: apply the rule to those again."""
     if table.num_rows == 0:
         return LATEST_SCHEMA.empty_table()
-    if table.num_rows == 0:
-        return LATEST_SCHEMA.empty_table()
     owner = table.column("owner").combine_chunks().to_numpy()
     keys = table.column("key").combine_chunks()
     if not pa.types.is_dictionary(keys.type):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ __all__ = [
     "NO_FILES",
     "NO_SERIES",
     "TABLES",
+    "OpenTable",
     "SeriesDigester",
     "TableSpec",
     "TableWriter",
@@ -276,19 +278,47 @@ def _by_appearance(array: pa.DictionaryArray) -> pa.DictionaryArray:
     return pa.DictionaryArray.from_arrays(pa.array(ranks).take(array.indices), array.dictionary.take(used))
 
 
-def open_table(file: Any, spec: TableSpec, *, name: str, dictionaries: bool = False) -> pq.ParquetFile:
+class OpenTable:
+    """An open Parquet object. Reading what is damaged raises ``CorruptError``."""
+
+    def __init__(self, file: pq.ParquetFile, name: str) -> None:
+        self._file = file
+        self.name = name
+        self.metadata = file.metadata
+        self.num_row_groups: int = file.num_row_groups
+
+    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """All rows."""
+        with _decoding(self.name):
+            return self._file.read(columns=list(columns) if columns else None)
+
+    def read_row_group(self, group: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows of one row group."""
+        with _decoding(self.name):
+            return self._file.read_row_group(group, columns=list(columns) if columns else None)
+
+
+@contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    """What pyarrow says of damaged bytes as ``CorruptError``; a failing disk, which has an error number, stays what it is."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise CorruptError(f"{name} is not a readable Parquet file: {error}", code="E040") from error
+
+
+def open_table(file: Any, spec: TableSpec, *, name: str, dictionaries: bool = False) -> OpenTable:
     """Open a Parquet object and check that it has the schema of its role. ``dictionaries``: repeated strings stay encoded.
 
     Raises:
         CorruptError: it is no Parquet file, or one of another schema.
     """
-    try:
-        table = pq.ParquetFile(
-            file, pre_buffer=True, page_checksum_verification=True, read_dictionary=list(spec.dictionary) if dictionaries else None
-        )
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise CorruptError(f"{name} is not a readable Parquet file: {error}", code="E040") from error
-    schema = table.schema_arrow
+    encoded = list(spec.dictionary) if dictionaries else None
+    with _decoding(name):
+        table = pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True, read_dictionary=encoded)
+        schema = table.schema_arrow
     written = (table.metadata.metadata or {}).get(_SCHEMA_KEY, b"").decode("utf-8", "replace")
     if written != spec.name:
         raise CorruptError(f"{name} has the table schema {written!r} where {spec.name!r} is expected", code="E041")
@@ -296,7 +326,7 @@ def open_table(file: Any, spec: TableSpec, *, name: str, dictionaries: bool = Fa
         position = schema.get_field_index(field.name)
         if position < 0 or not _same_type(schema.field(position).type, field.type):
             raise CorruptError(f"{name} lacks the column {field.name!r} of type {field.type}", code="E041")
-    return table
+    return OpenTable(table, name)
 
 
 def _same_type(found: pa.DataType, wanted: pa.DataType) -> bool:
@@ -447,23 +477,26 @@ def files_digest(files: Iterable[tuple[str, int, str | None, str]]) -> str:
 NO_FILES: Final = files_digest(())
 
 
-def batches(table: pq.ParquetFile, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+def batches(table: OpenTable, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """The rows of an open table, a row group at a time."""
     for group in range(table.num_row_groups):
-        yield table.read_row_group(group, columns=list(columns) if columns else None)
+        yield table.read_row_group(group, columns)
 
 
 def as_series(tables: Iterable[pa.Table], owner_of: Callable[[str], int]) -> Iterator[pa.Table]:
     """Rows of the metrics table (run ids dictionary-encoded) as ``SERIES_SCHEMA`` tables, owners numbered by ``owner_of``."""
     for table in tables:
         runs = table.column("run_id").combine_chunks()
-        numbers = np.array([owner_of(run) for run in runs.dictionary.to_pylist()], dtype=np.int32)
         codes = runs.indices.to_numpy(zero_copy_only=False)
+        names = runs.dictionary
+        numbers = np.full(len(names), -1, dtype=np.int32)
+        for code in np.unique(codes).tolist():  # the dictionary of a slice also names runs that are not in it
+            numbers[code] = owner_of(names[code].as_py())
         owner = pa.array(numbers[codes] if len(codes) else codes.astype(np.int32))
         yield pa.table([owner, *(table.column(n) for n in SERIES_COLUMNS)], names=["owner", *SERIES_COLUMNS])
 
 
-def owner_digests(table: pq.ParquetFile, spec: TableSpec) -> Iterator[tuple[str, int, str]]:
+def owner_digests(table: OpenTable, spec: TableSpec) -> Iterator[tuple[str, int, str]]:
     """(owner id, rows, digest in hex) of each owner in a metrics or files object, in the order of its rows.
 
     Raises:
@@ -472,7 +505,7 @@ def owner_digests(table: pq.ParquetFile, spec: TableSpec) -> Iterator[tuple[str,
     yield from (_metric_owners if spec is _METRICS else _file_owners)(table)
 
 
-def _metric_owners(table: pq.ParquetFile) -> Iterator[tuple[str, int, str]]:
+def _metric_owners(table: OpenTable) -> Iterator[tuple[str, int, str]]:
     numbers: dict[str, int] = {}
     digester = SeriesDigester()
     last = -1
@@ -494,7 +527,7 @@ def _metric_owners(table: pq.ParquetFile) -> Iterator[tuple[str, int, str]]:
     yield from done()
 
 
-def _file_owners(table: pq.ParquetFile) -> Iterator[tuple[str, int, str]]:
+def _file_owners(table: OpenTable) -> Iterator[tuple[str, int, str]]:
     owner: str | None = None
     files: list[tuple[str, int, str | None, str]] = []
     seen: set[str] = set()

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
+import struct
 import zipfile
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
-from _fixture_content import MINIMAL, START, TINY, Content, pack_content, pairs, run_id
+from _fixture_content import MINIMAL, START, Content, pack_content, pairs, run_id
 from _fixture_workshop import Workshop, flipped, lines_in, lines_object, table_object, with_column
 
 from mlflow_bundle import _layout
 from mlflow_bundle._codec import encode
+from mlflow_bundle._digests import hex_of
 from mlflow_bundle._limits import Targets
+from mlflow_bundle._manifest import snapshot_name
+from mlflow_bundle._zipform import Part, write_archive
 from mlflow_bundle.records import Experiment, Run
 
 Edit = Callable[[Workshop], None]
@@ -28,7 +32,7 @@ Edit = Callable[[Workshop], None]
 
 @dataclass(frozen=True)
 class Damage:
-    """One bad bundle. ``mend``: everything that follows from the edit is made consistent again, so that just the edit is wrong."""
+    """One bad bundle. ``mend``: what follows from the edit is made consistent again, so that just the edit is wrong."""
 
     code: str
     what: str
@@ -36,6 +40,7 @@ class Damage:
     mend: bool = False
     base: str = "small"
     limits: Mapping[str, int] = field(default_factory=dict)
+    one_file: Callable[[Workshop], bytes] | None = None
 
     @property
     def name(self) -> str:
@@ -45,13 +50,17 @@ class Damage:
     def write(self, folder: Path, bases: Mapping[str, Path]) -> None:
         """Write the bundle, and the lowered limits beside it."""
         shop = Workshop(bases[self.base])
-        before = shop.path, json.dumps(shop.snapshot)
+        before = shop.path, encode(shop.snapshot)
         self.edit(shop)
         if self.mend:
             shop.mend()
-        if (shop.path, json.dumps(shop.snapshot)) != before and shop.path == before[0]:
+        if shop.path == before[0] and encode(shop.snapshot) != before[1]:
             shop.commit()
-        shop.save(folder / self.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.one_file:
+            (folder / f"{self.name}.mlbundle.zip").write_bytes(self.one_file(shop))
+        else:
+            shop.save(folder / self.name)
         if self.limits:
             (folder / f"{self.name}.limits.json").write_text(json.dumps(self.limits) + "\n", encoding="utf-8")
 
@@ -68,20 +77,24 @@ def _small(place: Path) -> None:
         metrics={run.run_id: [(key, s, START + s, s / 4) for key in ("acc", "loss") for s in range(4)] for run in runs[:3]},
         files={
             runs[0].run_id: {"a.txt": b"first\n", "shrinks.txt": b"again and " * 20, "whole.bin": bytes(range(256)) + b"."},
-            runs[1].run_id: {"a.txt": b"second\n", "parts.bin": b"".join(bytes([n]) * 200 for n in range(6))},
+            runs[1].run_id: {
+                "a.txt": b"second\n",
+                "b.bin": bytes(range(256, 0, -1)[1:]) + b"..",
+                "parts.bin": b"".join(bytes([n]) * 200 for n in range(6)),
+            },
         },
     )
     pack_content(place, content, targets=Targets(blob_bytes=257, split_bytes=1_000, part_bytes=500))
 
 
-BASES: Final[dict[str, Callable[[Path], None]]] = {
-    "small": _small,
-    "lists": lambda place: pack_content(place, MINIMAL, targets=Targets(inline_bytes=100)) and None,
-    "frames": lambda place: pack_content(place, MINIMAL, targets=TINY) and None,
-}
+def _lists(place: Path) -> None:
+    pack_content(place, MINIMAL, targets=Targets(inline_bytes=100))
 
 
-# -- the marker and the snapshot --------------------------------------------------------------------------------------
+BASES: Final[dict[str, Callable[[Path], None]]] = {"small": _small, "lists": _lists}
+
+
+# -- the marker and the snapshot ---------------------------------------------------------------------------------------
 
 
 def _marker(**members: object) -> Edit:
@@ -89,6 +102,10 @@ def _marker(**members: object) -> Edit:
         shop.files[_layout.MARKER] = encode(json.loads(shop.files[_layout.MARKER]) | members)
 
     return edit
+
+
+def _no_marker(shop: Workshop) -> None:
+    del shop.files[_layout.MARKER]
 
 
 def _snapshot(**members: object) -> Edit:
@@ -115,7 +132,7 @@ def _another_time(shop: Workshop) -> None:
     shop.files[shop.path] = data
 
 
-def _ref(role: str, kind: str | None = None, **members: object) -> Edit:
+def _ref(role: str, kind: str | None = None, /, **members: object) -> Edit:
     """Let the reference of an object say something else."""
     return lambda shop: shop.ref(role, kind).update(members)
 
@@ -154,7 +171,7 @@ def _list_is_short(shop: Workshop) -> None:
     shop.files[listing["path"]] = data
 
 
-# -- objects ------------------------------------------------------------------------------------------------------------
+# -- objects -----------------------------------------------------------------------------------------------------------
 
 
 def _flip(role: str, kind: str | None = None) -> Edit:
@@ -178,7 +195,8 @@ def _missing(role: str, kind: str | None = None) -> Edit:
 
 
 def _swapped(shop: Workshop) -> None:
-    one, two = (shop.ref(_layout.BLOBS, number=number)["path"] for number in (1, 2))
+    """Two blobs of one size under each other's name."""
+    one, two = (ref["path"] for ref in shop.snapshot["objects"] if ref["role"] == _layout.BLOBS and ref["size"] == 257)
     shop.files[one], shop.files[two] = shop.files[two], shop.files[one]
 
 
@@ -190,7 +208,25 @@ def _foreign_and_wrong(shop: Workshop) -> None:
     shop.files[_layout.object_path(_layout.BLOBS, hex_of(b"foreign"))] = b"Foreign"
 
 
-# -- records --------------------------------------------------------------------------------------------------------------
+def _stranger(shop: Workshop) -> None:
+    shop.files["notes.txt"] = b"Somebody left this here.\n"
+
+
+def _cut_off_before(shop: Workshop) -> None:
+    """The first half of a snapshot document of the day before, under the name of the whole one."""
+    data = encode(shop.snapshot | {"created_at": shop.snapshot["created_at"] - 86_400_000})
+    path = _layout.snapshot_path(snapshot_name(shop.snapshot["created_at"] - 86_400_000, data))
+    shop.files[path] = data[: len(data) // 2]
+
+
+def _damaged_before(shop: Workshop) -> None:
+    """A whole snapshot document of the day before, with one bit flipped."""
+    _cut_off_before(shop)
+    data = encode(shop.snapshot | {"created_at": shop.snapshot["created_at"] - 86_400_000})
+    shop.files[min(path for path in shop.files if path.startswith(_layout.SNAPSHOTS))] = flipped(data, 100)
+
+
+# -- records -----------------------------------------------------------------------------------------------------------
 
 
 def _lines(kind: str, change: Callable[[list[bytes]], list[bytes]]) -> Edit:
@@ -225,7 +261,7 @@ def _bomb(raw: int) -> bytes:
     return stored + struct.pack("<II", 0x184D2A5E, len(foot)) + foot
 
 
-# -- tables -----------------------------------------------------------------------------------------------------------------
+# -- tables ------------------------------------------------------------------------------------------------------------
 
 
 def _table(role: str, schema: str, change: Callable[[pa.Table], pa.Table]) -> Edit:
@@ -258,13 +294,18 @@ def _rewritten(role: str, change: Callable[[pa.Table], pa.Table], schema: bytes 
     return edit
 
 
+def _with_null(table: pa.Table) -> pa.Table:
+    keys = pa.array([None, *table["key"].to_pylist()[1:]], pa.string())
+    return table.set_column(2, pa.field("key", pa.string()), keys)
+
+
 def _page_bit(data: bytes) -> bytes:
     """Another bit in the data of the last column's page, which page checksums cover."""
     column = pq.ParquetFile(pa.BufferReader(data)).metadata.row_group(0).column(5)
     return flipped(data, column.data_page_offset + column.total_compressed_size - 3)
 
 
-# -- contents -----------------------------------------------------------------------------------------------------------------
+# -- contents ----------------------------------------------------------------------------------------------------------
 
 
 def _pack(change: Callable[[list[tuple[zipfile.ZipInfo, bytes]]], None]) -> Edit:
@@ -325,7 +366,7 @@ def _blob_not_listed(shop: Workshop) -> None:
     shop.snapshot["objects"].remove(shop.ref(_layout.BLOBS))
 
 
-# -- the one-file form -----------------------------------------------------------------------------------------------------------
+# -- the one-file form -------------------------------------------------------------------------------------------------
 
 
 def _zip_of(shop: Workshop) -> bytes:
@@ -350,3 +391,137 @@ def _compressed_zip(shop: Workshop) -> bytes:
 def _reserved_field(data: bytes) -> bytes:
     """Another bit in a date of the central directory, which belongs to no file."""
     return flipped(data, data.rindex(b"PK\x01\x02") + 12)
+
+
+def _same(shop: Workshop) -> None:
+    """Nothing is wrong with the files."""
+
+
+def _json(change: Callable[[dict[str, Any]], None]) -> Callable[[bytes], bytes]:
+    """Change the members of a record line."""
+
+    def edit(line: bytes) -> bytes:
+        record = json.loads(line)
+        change(record)
+        return encode(record)
+
+    return edit
+
+
+def _set(**members: Any) -> Callable[[bytes], bytes]:
+    return _json(lambda record: record.update(members))
+
+
+_M: Final = (_layout.METRICS, "metrics/1")
+_F: Final = (_layout.FILES, "files/1")
+_I: Final = (_layout.INDEX, "index/1")
+_V: Final = (_layout.VIEWS, "runs_view/1")
+
+WARN: Final[list[Damage]] = [
+    Damage("W010", "object_that_no_snapshot_names", _foreign),
+    Damage("W011", "object_that_no_snapshot_names_is_damaged", _foreign_and_wrong),
+    Damage("W012", "file_that_is_no_part_of_the_format", _stranger),
+    Damage("W013", "snapshot_cut_off_before_a_whole_one", _cut_off_before),
+    Damage("W090", "password_in_a_uri", _run_record(_set(artifact_uri="s3://user:hunter2@bucket/1")), mend=True),
+    Damage("W091", "path_that_climbs_out", _values(*_F, "path", lambda v: ["../../a.txt", *v[1:]]), mend=True),
+    Damage("W091", "absolute_path", _values(*_F, "path", lambda v: ["/etc/passwd", *v[1:]]), mend=True),
+    Damage("W091", "reserved_name", _values(*_F, "path", lambda v: ["NUL.txt", *v[1:]]), mend=True),
+    Damage("W091", "paths_that_collide", _values(*_F, "path", lambda v: ["Shrinks.TXT", *v[1:]]), mend=True),
+]
+
+BAD: Final[list[Damage]] = [
+    Damage("E010", "no_marker", _no_marker),
+    Damage("E010", "marker_is_no_json", lambda shop: shop.files.update({_layout.MARKER: b"{"})),
+    Damage("E010", "another_format", _marker(format="something-else")),
+    Damage("E010", "newer_layout", _marker(layout=2)),
+    Damage("E010", "unknown_feature", _marker(requires={"read": ["chunked-blobs"], "write": []})),
+    Damage("E010", "another_hash", _marker(hash="blake3")),
+    Damage("E020", "flipped_bit", _raw(lambda data: flipped(data, 100))),
+    Damage("E020", "damaged_before_a_whole_one", _damaged_before),
+    Damage("E020", "torn", _raw(lambda data: data[: len(data) // 2])),
+    Damage("E021", "path_outside", _outside),
+    Damage("E021", "upper_case_digits", _upper_case),
+    Damage("E021", "path_of_another_role", _ref(_layout.FILES, role=_layout.METRICS)),
+    Damage("E022", "flipped_bit_in_records", _flip(_layout.RECORDS, "run")),
+    Damage("E022", "flipped_bit_in_metrics", _flip(_layout.METRICS)),
+    Damage("E022", "flipped_bit_in_view", _flip(_layout.VIEWS)),
+    Damage("E022", "flipped_bit_in_pack", _flip(_layout.PACKS)),
+    Damage("E022", "flipped_bit_in_blob", _flip(_layout.BLOBS)),
+    Damage("E022", "swapped_blobs", _swapped),
+    Damage("E023", "another_time_than_the_name", _another_time),
+    Damage("E024", "of_another_bundle", _snapshot(bundle_id="f" * 32)),
+    Damage("E025", "missing_records", _missing(_layout.RECORDS, "experiment")),
+    Damage("E025", "missing_metrics", _missing(_layout.METRICS)),
+    Damage("E025", "missing_blob", _missing(_layout.BLOBS)),
+    Damage("E026", "cut_object", _cut),
+    Damage("E026", "another_size_in_the_snapshot", _ref(_layout.METRICS, size=1)),
+    Damage("E027", "listed_twice", _listed_twice),
+    Damage("E028", "partial_without_problems", _snapshot(state="partial")),
+    Damage("E028", "complete_with_problems", _snapshot(problems=[{"code": "artifact-unreadable", "message": "lost"}])),
+    Damage("E030", "no_json", _encoded(lambda data: data[:-1])),
+    Damage("E030", "not_canonical", _encoded(lambda data: data.replace(b",", b", ", 1))),
+    Damage("E030", "size_is_text", _ref(_layout.METRICS, size="many")),
+    Damage("E031", "no_json", _run_record(lambda line: line[:-1])),
+    Damage("E031", "not_canonical", _run_record(lambda line: line.replace(b",", b", ", 1))),
+    Damage("E031", "name_twice", _run_record(lambda line: line.replace(b'{"', b'{"experiment_id":"1","', 1))),
+    Damage("E031", "another_kind", _run_record(_set(kind="experiment"))),
+    Damage("E031", "without_run_id", _run_record(_json(lambda record: record.pop("run_id")))),
+    Damage("E031", "float", _run_record(lambda line: line.replace(str(START + 1).encode(), str(START + 1).encode() + b".5"))),
+    Damage("E032", "no_seek_table", _object_bytes(_layout.RECORDS, lambda data: data[:-25], "run")),
+    Damage("E032", "seek_table_too_short", _object_bytes(_layout.RECORDS, lambda data: data[:-25] + b"\0" + data[-25:], "run")),
+    Damage("E033", "wrong_checksum", _object_bytes(_layout.RECORDS, _bad_frame, "run")),
+    Damage("E034", "other_rows", _ref(_layout.RECORDS, "run", rows=9)),
+    Damage("E034", "other_content", _ref(_layout.RECORDS, "run", content="sha256:" + 64 * "0")),
+    Damage("E034", "other_first_key", _ref(_layout.RECORDS, "run", first=[0, run_id(1)])),
+    Damage("E034", "short_list", _list_is_short, base="lists"),
+    Damage("E040", "no_parquet", _object_bytes(_layout.METRICS, lambda data: b"no" + data[2:-2] + b"no")),
+    Damage("E041", "no_schema_name", _rewritten(_layout.METRICS, lambda table: table, None)),
+    Damage("E041", "other_schema_name", _rewritten(_layout.METRICS, lambda table: table, b"metrics/2")),
+    Damage("E041", "column_missing", _rewritten(_layout.METRICS, lambda table: table.drop_columns(["step"]), b"metrics/1")),
+    Damage("E042", "rows_of_a_run_apart", _rows(*_M, lambda r: [*r[1:], r[0]])),
+    Damage("E041", "null", _rewritten(_layout.METRICS, _with_null, b"metrics/1")),
+    Damage("E042", "runs_in_another_order", _rows(*_M, lambda r: [*r[8:16], *r[:8], *r[16:]]), mend=True),
+    Damage("E043", "page_checksum", _object_bytes(_layout.METRICS, _page_bit)),
+    Damage("E044", "other_rows", _ref(_layout.METRICS, rows=9)),
+    Damage("E044", "other_content", _ref(_layout.FILES, content="sha256:" + 64 * "0")),
+    Damage("E045", "points_out_of_order", _rows(*_M, lambda r: [r[1], r[0], *r[2:]]), mend=True),
+    Damage("E046", "points_of_an_unknown_run", _values(*_M, "run_id", lambda v: [*v[:-8], *[run_id(9)] * 8]), mend=True),
+    Damage("E046", "points_of_another_experiment", _values(*_M, "experiment_id", lambda v: ["9", *v[1:]]), mend=True),
+    Damage("E046", "files_of_an_unknown_run", _values(*_F, "owner_id", lambda v: [*v[:-2], *[run_id(9)] * 2]), mend=True),
+    Damage("E047", "files_out_of_order", _rows(*_F, lambda r: [r[1], r[0], *r[2:]]), mend=True),
+    Damage("E047", "path_twice", _values(*_F, "path", lambda v: [v[1], *v[1:]]), mend=True),
+    Damage("E048", "unknown_state", _values(*_F, "state", lambda v: ["lost", *v[1:]]), mend=True),
+    Damage("E048", "ok_without_content", _values(*_F, "sha256", lambda v: [None, *v[1:]]), mend=True),
+    Damage("E048", "negative_size", _values(*_F, "size", lambda v: [-1, *v[1:]]), mend=True),
+    Damage("E050", "pack_entry_has_another_content", _pack(_other_content)),
+    Damage("E050", "size_of_a_file", _values(*_F, "size", lambda v: [v[0] + 1, *v[1:]]), mend=True),
+    Damage("E051", "content_unknown", _rows(*_I, lambda r: r[1:]), mend=True),
+    Damage("E051", "no_index", _without_index),
+    Damage("E051", "part_missing", _values(*_I, "part", lambda v: [n + 1 if n else 0 for n in v]), mend=True),
+    Damage("E051", "unknown_codec", _values(*_I, "codec", lambda v: ["lzma", *v[1:]]), mend=True),
+    Damage("E051", "beyond_the_object", _values(*_I, "offset", lambda v: [10**9, *v[1:]]), mend=True),
+    Damage("E051", "object_not_listed", _blob_not_listed),
+    Damage("E052", "does_not_inflate", _damaged_deflate),
+    Damage("E052", "other_raw_length", _deflated_rows(lambda row: row.update(raw_length=row["raw_length"] + 1)), mend=True),
+    Damage("E053", "entry_has_another_name", _pack(_other_name)),
+    Damage("E053", "no_zip", _object_bytes(_layout.PACKS, lambda data: data[:-22])),
+    Damage("E060", "record_digest", _values(*_V, "record_digest", lambda v: [64 * "0", *v[1:]])),
+    Damage("E060", "first_row", _values(*_V, "metric_start", lambda v: [v[0] + 1, *v[1:]])),
+    Damage("E060", "status", _values(*_V, "status", lambda v: ["FAILED", *v[1:]])),
+    Damage("E061", "runs_out_of_order", _lines("run", lambda lines: [*lines[:2], lines[3], lines[2]]), mend=True),
+    Damage("E062", "run_twice", _run_record(lambda line: line.replace(run_id(1).encode(), run_id(2).encode()))),
+    Damage("E063", "experiment_unknown", _lines("run", lambda li: [*li[:-1], _set(experiment_id="9")(li[-1])]), mend=True),
+    Damage("E064", "runs", _count("run")),
+    Damage("E064", "metric_points", _count("metric_point")),
+    Damage("E064", "bytes_of_files", _count("file_bytes")),
+    Damage("E065", "logical_root", _logical_root),
+    Damage("E070", "flipped_bit_between_the_files", _same, one_file=lambda shop: _reserved_field(_zip_of(shop))),
+    Damage("E070", "bytes_at_the_end", _same, one_file=lambda shop: _zip_of(shop) + b"\0"),
+    Damage("E071", "compressed", _same, one_file=_compressed_zip),
+    Damage("E090", "deep_record", _run_record(_set(deep=json.loads("[" * 70 + "]" * 70))), mend=True),
+    Damage("E091", "zstd_bomb", _object_bytes(_layout.RECORDS, lambda _: _bomb(40 << 20), "run")),
+    Damage("E092", "long_line", _same, limits={"line_bytes": 100}),
+    Damage("E093", "large_snapshot", _same, limits={"snapshot_bytes": 1000}),
+    Damage("E094", "large_records", _same, limits={"records_bytes": 100}),
+    Damage("E094", "large_table", _same, limits={"table_bytes": 1000}),
+]

@@ -160,8 +160,8 @@ MINIMAL: Final = Content(
 
 def _awkward_points() -> list[Point]:
     values = (bits(0x7FF8000000000000), bits(0x7FF8000000000001), bits(0xFFF8000000000000), float("inf"), float("-inf"))
-    values += (-0.0, 0.0, 5e-324, 1.7976931348623157e308)
-    points = [("same place", 3, START, value) for value in values]
+    more = (-0.0, 0.0, 5e-324, 1.7976931348623157e308)
+    points = [("same place", 3, START, value) for value in (*values, *more)]
     points += [("steps", step, START, 1.0) for step in (-(2**63), -1, 0, 2**63 - 1)]
     points += [("twice", 1, START, 2.5)] * 2
     points += [(key, 0, START, 1.0) for key in ("a", "a/b", "größe", "日本語", "😀", "Z")]
@@ -214,12 +214,12 @@ FULL: Final = Content(
             3, lifecycle_stage="deleted", deleted_time=START + 9, experiment_id="7", source_type="LOCAL", source_name="t.py"
         ),
         Run(run_id=run_id(4), experiment_id="1"),
-        *(_plain(number) for number in range(5, 30)),
+        *(_plain(number) for number in range(5, 16)),
     ],
     metrics={
         run_id(1): _awkward_points(),
         run_id(3): [("deleted too", 0, START, 1.5)],
-        **{run_id(n): [(f"k{k}", s, START + s, s / (k + n)) for k in range(2) for s in range(n)] for n in range(5, 30)},
+        **{run_id(n): [(f"k{k}", s, START + s, s / (k + n)) for k in range(2) for s in range(n)] for n in range(5, 16)},
     },
     files={
         run_id(1): {

@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 
@@ -19,6 +19,9 @@ from mlflow_bundle._tables import NO_FILES, NO_SERIES, TABLES, TableWriter, open
 from mlflow_bundle.records import KINDS, NO_TIME
 
 Json = dict[str, Any]
+
+#: The column of the view that names an object of the role.
+_VIEWED: Final = {_layout.METRICS: "metric_object", _layout.FILES: "file_object"}
 
 
 def lines_object(lines: Sequence[bytes], *, frame_bytes: int = 256 * 1024) -> bytes:
@@ -63,6 +66,7 @@ class Workshop:
         self.files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
         self.path = max(path for path in self.files if path.startswith(_layout.SNAPSHOTS))
         self.snapshot: Json = json.loads(self.files[self.path])
+        self._runs: dict[str, Json] = {}
 
     def ref(self, role: str, kind: str | None = None, number: int = 0) -> Json:
         """One entry of the snapshot's list of objects."""
@@ -93,7 +97,13 @@ class Workshop:
         ref.update(size=len(data), **fields)
         self.files[ref["path"]] = data
         if ref["role"] in (_layout.PACKS, _layout.BLOBS):
-            self._reindex(lambda path: ref["path"] if path == old else path)
+            self._point(_layout.INDEX, "index/1", "object", old, ref["path"])
+        elif ref["role"] in _VIEWED:
+            self._point(_layout.VIEWS, "runs_view/1", _VIEWED[ref["role"]], old, ref["path"])
+
+    def _lines(self, kind: str) -> list[bytes]:
+        refs = [r for r in self.snapshot["objects"] if r["role"] == _layout.RECORDS and r["kind"] == kind]
+        return [line for ref in refs for line in lines_in(self.data(ref))]
 
     def edit_lines(self, kind: str, edit: Callable[[list[bytes]], list[bytes]], number: int = 0) -> None:
         """Change the lines of a records object."""
@@ -109,11 +119,14 @@ class Workshop:
         ref = self.ref(role)
         self.swap(ref, table_object(edit(self.table(ref, schema)), schema))
 
-    def _reindex(self, move: Callable[[str], str]) -> None:
-        for ref in [r for r in self.snapshot["objects"] if r["role"] == _layout.INDEX]:
-            table = self.table(ref, "index/1")
-            moved = [move(path) for path in table["object"].to_pylist()]
-            self.swap(ref, table_object(with_column(table, "object", moved), "index/1"))
+    def _point(self, role: str, schema: str, column: str, old: str, new: str) -> None:
+        """Let the tables of a role name another object."""
+        for ref in [r for r in self.snapshot["objects"] if r["role"] == role]:
+            table = self.table(ref, schema)
+            named = table[column].to_pylist()
+            if old in named:
+                moved = [new if path == old else path for path in named]
+                self.swap(ref, table_object(with_column(table, column, moved), schema))
 
     # -- what follows from a change ----------------------------------------------------------------------------------
 
@@ -152,15 +165,23 @@ class Workshop:
                 ref.update(first=_order_key(lines[0]), last=_order_key(lines[-1]))
             for frame, raw in read_frames(self.data(ref), name="fixture"):
                 for line in raw[:-1].split(b"\n") if ref["kind"] == "run" else ():
+                    self._runs[json.loads(line)["run_id"]] = json.loads(line)
                     places[json.loads(line)["run_id"]] = (ref["path"], frame.offset, frame.length, hex_of(line))
         return places
 
     def _mend_views(self, places: Json, owners: dict[str, dict[str, tuple[int, str, str, int]]]) -> None:
         for ref in [r for r in self.snapshot["objects"] if r["role"] == _layout.VIEWS and r["kind"] == "run"]:
             table = self.table(ref, "runs_view/1")
+            order = {run: number for number, run in enumerate(places)}
+            rows = table["run_id"].to_pylist()
+            table = table.take(pa.array(sorted(range(len(rows)), key=lambda row: order[rows[row]])))
             runs = table["run_id"].to_pylist()
-            names = ("record_object", "frame_offset", "frame_length", "record_digest")
-            columns = dict(zip(names, zip(*(places[run] for run in runs), strict=True), strict=True))
+            for name in ("experiment_id", "run_name", "user_id", "status", "end_time", "lifecycle_stage", "artifact_uri"):
+                table = with_column(table, name, [self._runs[run].get(name) for run in runs])
+            named = {r["experiment_id"]: r["name"] for r in map(json.loads, self._lines("experiment"))}
+            table = with_column(table, "experiment_name", [named.get(e) for e in table["experiment_id"].to_pylist()])
+            placing = ("record_object", "frame_offset", "frame_length", "record_digest")
+            columns = dict(zip(placing, zip(*(places[run] for run in runs), strict=True), strict=True))
             for prefix, role, nothing in (("metric", _layout.METRICS, NO_SERIES), ("file", _layout.FILES, NO_FILES)):
                 found = [owners[role].get(run, (0, nothing, None, 0)) for run in runs]
                 names = tuple(f"{prefix}_{name}" for name in ("rows", "digest", "object", "start"))
@@ -195,6 +216,8 @@ class Workshop:
     def save(self, folder: Path) -> None:
         """Write the bundle out."""
         for path, data in self.files.items():
+            if path == _layout.README:  # nothing depends on it, and it would be half of all bytes
+                continue
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_bytes(data)
 

@@ -1,7 +1,7 @@
 """Writes spec/v1/fixtures: tiny bundles that are good, that deserve a warning, or that are bad in just one way.
 
-A bad or warned-of bundle is named ``<CODE>_<what>``: a verification reports that code. ``<CODE>_<what>.limits.json`` beside it lowers
-limits of the reader. Content and times are fixed; only the bytes of Parquet objects depend on the writing library.
+One that is not good is named ``<CODE>_<what>``: a verification reports that code. ``<CODE>_<what>.limits.json`` beside it
+lowers limits of the reader. Content and times are fixed; only the bytes of Parquet objects depend on the writing library.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pyarrow as pa
 sys.path.insert(0, str(Path(__file__).parent))
 
 from _fixture_bad import BAD, BASES, WARN
-from _fixture_content import FULL, MINIMAL, NOW, START, TINY, Content, pack_content, pairs, run_id
+from _fixture_content import FULL, MINIMAL, NOW, START, TINY, Content, pack_content, run_id
 from _fixture_workshop import Workshop, lines_object
 
 from mlflow_bundle import _layout
@@ -95,7 +95,9 @@ def partial(place: Path) -> None:
         runs=[Run(run_id=run, experiment_id="1", start_time=START) for run in (one, two)],
         files={one: {"kept.txt": b"kept\n", "lost.bin": None}},
     )
-    scope = Scope(experiments=("churn",), filter="metrics.loss < 1", since=START, until=NOW, lifecycle="active", descendants=True)
+    scope = Scope(
+        experiments=("churn",), filter="metrics.loss < 1", since=START, until=NOW, lifecycle="active", descendants=True
+    )
     pack_content(place, content, problems=problems, notes=["one note"], scope=scope)
 
 
@@ -109,7 +111,9 @@ def from_the_future(place: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         pack_content(Path(folder), MINIMAL)
         shop = Workshop(Path(folder))
-    shop.edit_record("run", colour="blue", nested={"deep": [{"er": None}]}, params=[{"key": "lr", "secret": False, "value": "0.1"}])
+    shop.edit_record(
+        "run", colour="blue", nested={"deep": [{"er": None}]}, params=[{"key": "lr", "secret": False, "value": "0.1"}]
+    )
     model = {"kind": "registered_model", "name": "größe", "versions": [1, 2]}
     shop.put(_layout.RECORDS, lines_object([encode(model)]), kind="registered_model", rows=1, content="")
     sink = pa.BufferOutputStream()

@@ -89,7 +89,7 @@ def rows_of(data, schema, *columns):  # 5.1: tuples; read a row group at a time
     if (table.metadata.metadata or {}).get(b"mlflow_bundle.schema") != schema.encode():
         raise ValueError(f"is not a table {schema}")
     for number in range(table.num_row_groups):
-        rows = table.read_row_group(number, columns=list(columns)).select(columns)
+        rows = table.read_row_group(number, columns=list(columns), use_threads=False).select(columns)
         if "value" in columns:  # doubles as their bits, so that every NaN stays what it is
             bits = [chunk.view(pa.int64()) for chunk in rows.column("value").chunks]
             rows = rows.set_column(columns.index("value"), "value", bits)
@@ -117,7 +117,7 @@ def files_of(data):  # 8.4: (run, [[path, size, sha256, state], ...]) of each ru
     for run, group in groupby(rows, key=lambda row: row[0]):
         listing = [list(row[1:]) for row in group]
         paths = [row[0].encode() for row in listing]
-        if paths != sorted(set(paths)) or any((row[2] is None) != (row[3] == "unreadable") for row in listing):
+        if paths != sorted(set(paths)) or any(row[3] != ("ok" if row[2] else "unreadable") for row in listing):
             raise ValueError(f"has files of run {run} out of order, doubled, or with a wrong state")
         yield run, listing
 
@@ -137,7 +137,8 @@ class Check:
         self.path, data = whole[0], self.read(whole[0])
         self.snapshot = json.loads(data)
         for document in (self.marker, self.snapshot):
-            if [document["format"], document["layout"], document["requires"]["read"]] != ["mlflow-bundle", 1, []]:
+            said = [document["format"], document["layout"], document["requires"]["read"], document.get("hash", "sha256")]
+            if said != ["mlflow-bundle", 1, [], "sha256"]:
                 raise ValueError("another format, or one that needs a newer reader")
         time = f"{datetime.datetime.fromtimestamp(self.snapshot['created_at'] / 1000, datetime.UTC):%Y%m%dT%H%M%S.%f}"
         if time[:19] + "Z" != SNAPSHOT.fullmatch(self.path)[1] or self.snapshot["bundle_id"] != self.marker["bundle_id"]:
@@ -167,8 +168,8 @@ class Check:
         self.check_roots()
         for ref in (ref for ref in self.listed.values() if ref["role"] == "views"):
             self.guarded(ref, lambda data, ref=ref: self.check_view(ref, data))
-        for digest in sorted({row[2] for listing in self.files.values() for row in listing if row[2]}):
-            self.guarded({"path": digest}, lambda _, digest=digest: sum(map(len, self.content(digest))))
+        for known in sorted({(row[2], row[1]) for listing in self.files.values() for row in listing if row[2]}):
+            self.guarded({"path": known[0]}, lambda _, known=known: sum(map(len, self.content(*known))))
         if folder:
             self.extract(folder)
 
@@ -222,8 +223,7 @@ class Check:
         self.agree(ref, len(rows), None)
 
     def digests(self, run):  # 8.3, 8.4
-        empty = sha(b"[]\n" + 3 * hashlib.sha256().digest())
-        return self.series.get(run, (0, empty))[1], sha(compact(self.files.get(run, [])))
+        return self.series.get(run, (0, sha(b"[]\n" + 3 * hashlib.sha256().digest())))[1], sha(compact(self.files.get(run, [])))
 
     def check_roots(self):  # 8.5
         files = [row for listing in self.files.values() for row in listing]
@@ -251,9 +251,9 @@ class Check:
             self.problem(ref["path"], "says something else than records and tables")
         self.agree(ref, len(rows), None)
 
-    def content(self, digest):  # 5.3: the bytes of a content, extent by extent
+    def content(self, digest, size):  # 5.3: the bytes of a content, extent by extent
         extents, hasher = self.index.get(digest, {}), hashlib.sha256()
-        if not extents or sorted(extents) != list(range(len(extents))):
+        if sorted(extents) != list(range(max(len(extents), 1))) or sum(extent[-1] for extent in extents.values()) != size:
             raise ValueError("the index does not have this content, or not all its parts")
         for _, (path, offset, length, codec, raw_length) in sorted(extents.items()):
             if path not in self.listed or codec not in ("raw", "deflate"):
@@ -267,17 +267,17 @@ class Check:
 
     def extract(self, folder):  # 10.2
         taken, above = set(), set()
-        for full, digest in sorted((f"{run}/{row[0]}", row[2]) for run, listing in self.files.items() for row in listing):
+        for full, row in sorted((f"{run}/{row[0]}", row) for run, listing in self.files.items() for row in listing):
             folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", full).casefold())
             parents = {folded[:place] for place, letter in enumerate(folded) if letter == "/"}
             if any(map(UNSAFE.fullmatch, full.split("/"))) or folded in taken | above or parents & taken:
                 self.problem(full, "is not extracted: its path is unsafe, or collides with another")
-            elif digest:
+            elif row[2]:
                 taken.add(folded)
                 above |= parents
                 Path(folder, full).parent.mkdir(parents=True, exist_ok=True)
                 with Path(folder, full).open("xb") as file:
-                    self.guarded({"path": full}, lambda _, digest=digest, file=file: file.writelines(self.content(digest)))
+                    self.guarded({"path": full}, lambda _, r=row, file=file: file.writelines(self.content(r[2], r[1])))
 
 
 def main(arguments=None):
@@ -287,10 +287,10 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     try:
         check = Check(options.bundle)
+        check.run(options.extract)
     except ERRORS as error:
         print(json.dumps({"error": f"{type(error).__name__}: {error}"}))
         return 1
-    check.run(options.extract)
     found = {"snapshot": check.path, "counts": check.counts, "logical_root": check.root, "problems": check.problems}
     print(json.dumps(found, indent=2))
     return 4 if check.problems else 0

@@ -1,3 +1,15 @@
 """Fixtures that every test module may use; each lives with the real thing that it starts."""
 
-pytest_plugins = ["tests.fixtures.server", "tests.fixtures.postgres", "tests.fixtures.s3", "tests.fixtures.content", "tests.fixtures.databases"]
+from hypothesis import settings
+
+# A test that waits for a busy disk is not slow, and a failure can be repeated from what it prints.
+settings.register_profile("tests", deadline=None, print_blob=True)
+settings.load_profile("tests")
+
+pytest_plugins = [
+    "tests.fixtures.server",
+    "tests.fixtures.postgres",
+    "tests.fixtures.s3",
+    "tests.fixtures.content",
+    "tests.fixtures.databases",
+]

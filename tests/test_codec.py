@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import json
@@ -25,6 +26,7 @@ from mlflow_bundle._codec import (
     decode_record,
     encode,
     line_kind,
+    logical_digest,
     read_frames,
     read_lines,
     seek_table,
@@ -89,7 +91,7 @@ def is_unset(value: Any) -> bool:
 
 def test_unknown_fields_are_ignored() -> None:
     """A document that a later release writes with more fields can be read."""
-    data = b'{"bundle_id":"b","format":"mlflow-bundle","hash":"sha256","layout":1,"new":[{"x":1}],"requires":{"read":[],"write":[]}}'
+    data = b'{"bundle_id":"b","format":"mlflow-bundle","layout":1,"new":[{"x":1}],"requires":{"read":[],"new":1}}'
     assert decode(data, Marker, name="x") == Marker(format="mlflow-bundle", layout=1, bundle_id="b")
 
 
@@ -160,6 +162,20 @@ def test_brackets_in_strings_hide_no_nesting() -> None:
     hidden = b'{"z":' + b'["]",' * 50_000 + b'"["]' + b',"["]' * 49_999 + b"}"
     with pytest.raises(LimitError):
         decode(hidden, Marker, name="x")
+
+
+LOCATED = st.builds(
+    Run, run_id=TEXT, experiment_id=TEXT, artifact_uri=TEXT, run_name=TEXT | st.just("artifact_uri"), tags=PAIRS
+) | st.builds(Experiment, experiment_id=TEXT, name=TEXT | st.just('"artifact_location":'), artifact_location=TEXT, tags=PAIRS)
+
+
+@given(LOCATED | RUNS)
+def test_the_logical_digest_leaves_out_locations(record: Record) -> None:
+    """What stands for a record in the logical root is its line without the location fields, and with every other member."""
+    members = json.loads(encode(record))
+    for name in ("artifact_uri", "artifact_location"):
+        members.pop(name, None)
+    assert logical_digest(encode(record)) == hashlib.sha256(rfc8785.dumps(members)).digest()
 
 
 # -- lines ---------------------------------------------------------------------------------------------------------------

@@ -140,7 +140,8 @@ def test_every_file_comes_back_with_unzip_and_cp(
                 _take_out(archive, stored, str(sha256), tmp_path)
                 data = (tmp_path / "model.pkl").read_bytes()
                 assert (len(data), hashlib.sha256(data).hexdigest()) == expected[str(path)]
-    assert tried["packs"] and tried["blobs"]
+    assert tried["packs"]
+    assert tried["blobs"]
 
 
 def _take_out(archive: Path, stored: str, sha256: str, folder: Path) -> None:

@@ -137,7 +137,10 @@ def file_rows(owner: str, count: int) -> list[tuple[str, int, str | None, str]]:
 
 
 def file_table(owner: str, count: int) -> pa.Table:
-    rows = [{"owner_kind": "run", "owner_id": owner, "path": p, "size": s, "sha256": h, "state": t} for p, s, h, t in file_rows(owner, count)]
+    rows = [
+        {"owner_kind": "run", "owner_id": owner, "path": p, "size": s, "sha256": h, "state": t}
+        for p, s, h, t in file_rows(owner, count)
+    ]
     return pa.Table.from_pylist(rows, schema=FILES.schema)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 
@@ -69,7 +70,7 @@ def test_latest_points_of_series_that_span_tables(points: list[Point], cuts: lis
     """Where the tables were cut makes no difference, not even between a NaN and what it ties with."""
     table = series(sorted(points, key=archive_order))
     borders = sorted({0, len(points), *(cut for cut in cuts if cut < len(points))})
-    parts = [latest_points(table.slice(a, b - a)) for a, b in zip(borders, borders[1:], strict=False)]
+    parts = [latest_points(table.slice(a, b - a)) for a, b in itertools.pairwise(borders)]
     whole = latest_maps(latest_points(table), 0, 3)
     assert str(latest_maps(pa.concat_tables([LATEST_SCHEMA.empty_table(), *parts]), 0, 3)) == str(whole)
 

@@ -13,7 +13,8 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from typing import Any, Final
+from contextlib import suppress
+from typing import Any, Final, NoReturn
 
 import click
 from click.shell_completion import shell_complete
@@ -31,7 +32,7 @@ from mlflow_bundle.cli.unpack import unpack
 from mlflow_bundle.cli.verify import verify
 from mlflow_bundle.errors import BundleError, BundleNotFoundError, CannotHoldError, IncompleteError, UsageError
 
-__all__ = ["main"]
+__all__ = ["main", "run"]
 
 NAME: Final = "mlflow-bundle"
 FAILED, WRONG_USAGE, NO_BUNDLE, INTERRUPTED, PIPE_CLOSED = 1, 2, 10, 130, 141
@@ -64,15 +65,26 @@ def _command(state: State, *, debug: bool) -> None:
     state.debug = state.debug or debug
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command with these arguments, by default those of the process. Returns the exit code and raises nothing."""
-    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+def main() -> NoReturn:
+    """The process ``mlflow-bundle``: run the command of its arguments and end with its exit code."""
+    code = run(sys.argv[1:])
+    with suppress(OSError, ValueError):
+        sys.stderr.flush()
+    # Not by the usual way: threads of Arrow that let go of memory while the interpreter ends would abort the process.
+    os._exit(code)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command with these arguments. Returns the exit code and raises nothing."""
+    given = list(arguments) or ["--help"]
     if instruction := os.environ.get(_COMPLETE):
-        return shell_complete(_command, {}, NAME, _COMPLETE, instruction)
+        code: int = shell_complete(_command, {}, NAME, _COMPLETE, instruction)
+        sys.stdout.flush()
+        return code
     state = State(json="--json" in given, debug="--debug" in given)
     _settle(state)
     try:
-        code = _run(given, state)
+        code = _invoke(given, state)
         flush()
     except StdoutError as error:
         _abandon_stdout()
@@ -98,7 +110,7 @@ def _settle(state: State) -> None:
         warnings.simplefilter("ignore")
 
 
-def _run(arguments: Sequence[str], state: State) -> int:
+def _invoke(arguments: Sequence[str], state: State) -> int:
     """Run the command; say in one sentence what went wrong, if something did."""
     try:
         with _command.make_context(NAME, list(arguments), obj=state) as context:

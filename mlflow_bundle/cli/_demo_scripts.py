@@ -14,9 +14,9 @@ import numpy as np
 
 STEPS = 40
 random = np.random.default_rng(7)
-customers = np.c_[np.ones(400), random.normal(size=(400, 3))]
-churned = (customers @ [0.3, 2.0, -1.0, 0.5] + random.logistic(size=400) > 0).astype(float)
-x, y, x_test, y_test = customers[:300], churned[:300], customers[300:], churned[300:]
+customers = np.c_[np.ones(2000), random.normal(size=(2000, 3))]
+churned = (customers @ [0.3, 2.0, -1.0, 0.5] + random.logistic(size=2000) > 0).astype(float)
+x, y, x_test, y_test = customers[:1500], churned[:1500], customers[1500:], churned[1500:]
 
 mlflow.set_tracking_uri("sqlite:///training.db")
 mlflow.set_experiment("churn")
@@ -51,7 +51,7 @@ ASK: Final = """\
 import duckdb
 
 duckdb.sql('''
-    select run_id[:8] as run, count(*) as points, round(min(value), 4) as best, arg_min(step, value) as at_step
+    select run_id[:8] as run, count(*) as points, min(value) as best, arg_min(step, value) as at_step
     from 'churn.mlbundle/objects/metrics/*.parquet'
     where key = 'loss' group by run_id order by best
 ''').show()

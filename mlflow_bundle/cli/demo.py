@@ -24,6 +24,11 @@ from mlflow_bundle.errors import BundleError, UsageError
 __all__ = ["demo"]
 
 _COMMAND: Final = "mlflow-bundle"
+#: What every shell has, for systems whose shell is another.
+_SHELL: Final = {
+    "cat": "import sys; sys.stdout.write(open(sys.argv[1], encoding='utf-8').read())",
+    "mkdir": "import os, sys; os.mkdir(sys.argv[1])",
+}
 _FIRST: Final = (
     ("Train a model with four learning rates, and log it to MLflow.", "python train.py"),
     (
@@ -42,8 +47,9 @@ _DUCKDB: Final = (
     ("", "python ask.py"),
 )
 _LAST: Final = (
-    ("Restore into a second database.", f"{_COMMAND} unpack churn.mlbundle --tracking-uri sqlite:///restored.db"),
-    ("Pack that one too, to compare.", f"{_COMMAND} pack again.mlbundle --tracking-uri sqlite:///restored.db"),
+    ("Restore into a second database.", "mkdir restored"),
+    ("", f"{_COMMAND} unpack churn.mlbundle --tracking-uri sqlite:///restored/mlflow.db"),
+    ("Pack that one too, to compare.", f"{_COMMAND} pack again.mlbundle --tracking-uri sqlite:///restored/mlflow.db"),
 )
 
 
@@ -154,8 +160,8 @@ def _arguments(words: Sequence[str]) -> list[str]:
     program, rest = words[0], list(words[1:])
     if program == _COMMAND:
         return [sys.executable, "-m", "mlflow_bundle", *rest]
-    if program == "cat":
-        return [sys.executable, "-c", "import sys; sys.stdout.write(open(sys.argv[1], encoding='utf-8').read())", *rest]
+    if program in _SHELL:
+        return [sys.executable, "-c", _SHELL[program], *rest]
     return [sys.executable, *rest]
 
 
@@ -184,6 +190,6 @@ def _end(folder: Path, first: str, second: str) -> Iterator[str]:
         f"{_COMMAND} show churn.mlbundle",
         f"{_COMMAND} pack churn.mlbundle --tracking-uri sqlite:///training.db   # nothing new to write",
         f"{_COMMAND} pack churn.mlbundle.zip --tracking-uri sqlite:///training.db   # in one file",
-        "mlflow server --backend-store-uri sqlite:///restored.db   # the restored runs in the UI",
+        "mlflow server --backend-store-uri sqlite:///restored/mlflow.db   # the restored runs in the UI",
     ):
         yield f"  {line}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import click
 from fsspec.callbacks import Callback
 
 from mlflow_bundle._bundle import Bundle, open_bundle
+from mlflow_bundle._unsafe import collisions, why_unsafe
 from mlflow_bundle.cli._options import (
     bundle_argument,
     common,
@@ -34,9 +34,6 @@ from mlflow_bundle.records import Problem
 __all__ = ["get", "refusal"]
 
 _CHUNK: Final = 1 << 20
-#: Names that are devices on Windows, with any extension.
-_RESERVED: Final = re.compile(r"(?:con|prn|aux|nul|conin\$|conout\$|(?:com|lpt)[0-9¹²³])(?:\..*)?", re.IGNORECASE)
-_DRIVE: Final = re.compile(r"[A-Za-z]:")
 _ODD_ON_WINDOWS: Final = re.compile(r'[\\:*?"<>|\x00-\x1f]|[. ]$')
 
 
@@ -120,9 +117,12 @@ def _plan(place: Place, destination: Path, *, force: bool) -> list[_Copy]:
         below = f"{place.inner}/" if place.inner else ""
         names = {file.path: file.path[len(below) :] for file in place.files}
         copies = [_Copy(file, destination / names[file.path]) for file in place.files]
-    if bad := [why for path in names if (why := refusal(path) or refusal(names[path]))] + _collisions(names.values()):
+    bad = [why for path in names if (why := refusal(path) or refusal(names[path]))]
+    bad += [f"{name!r} collides with another path on many disks" for name in collisions(names.values())]
+    if bad:
+        more = f", and {len(bad) - 1:,} more such paths" if len(bad) > 1 else ""
         raise CorruptError(
-            f"nothing was written: {bad[0]}" + (f", and {len(bad) - 1:,} more such paths" if len(bad) > 1 else ""),
+            f"nothing was written: {bad[0]}{more}",
             code="hostile-path",
             hint="`mlflow-bundle cat` prints single files, whatever their names",
         )
@@ -136,35 +136,15 @@ def _plan(place: Place, destination: Path, *, force: bool) -> list[_Copy]:
 
 
 def refusal(path: str) -> str | None:
-    """Why a path from a bundle must not be written to any disk, or None."""
-    parts = re.split(r"[/\\]", path)
-    if path.startswith(("/", "\\")) or _DRIVE.match(path):
-        return f"{path!r} is an absolute path"
-    if ".." in parts or not all(path.split("/")) or "." in path.split("/"):
-        return f"{path!r} climbs, or has empty parts"
-    if "\0" in path:
-        return f"{path!r} contains NUL"
-    if any(_RESERVED.fullmatch(part.rstrip(". ")) for part in parts):
-        return f"{path!r} contains a name that Windows reserves for devices"
+    """Why a path from a bundle must not be written to any disk, or None. A backslash is a separator on some."""
+    if why := why_unsafe(path):
+        return f"{path!r} {why}"
+    parts = path.replace("\\", "/").split("/")
+    if path.startswith("\\") or ".." in parts:
+        return f"{path!r} is absolute or climbs on Windows"
     if os.name == "nt" and any(_ODD_ON_WINDOWS.search(part) for part in parts):
         return f"{path!r} is no name on Windows"
     return None
-
-
-def _collisions(names: object) -> list[str]:
-    """Paths that are one and the same on disks that ignore case or normalise Unicode, and files that are folders too."""
-    seen: dict[str, str] = {}
-    folders: dict[str, str] = {}
-    found = []
-    for name in sorted(names):  # type: ignore[call-overload]
-        folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
-        if folded in seen:
-            found.append(f"{seen[folded]!r} and {name!r} collide on many disks")
-        seen[folded] = name
-        for place, letter in enumerate(folded):
-            if letter == "/":
-                folders[folded[:place]] = name
-    return found + [f"{name!r} is a file and a folder" for folded, name in seen.items() if folded in folders]
 
 
 def _stay_inside(copies: Sequence[_Copy], destination: Path) -> None:

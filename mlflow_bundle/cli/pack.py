@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlflow_bundle.cli._options import (
+    LINES,
     bundle_argument,
     common,
     options_of,
@@ -39,7 +40,11 @@ __all__ = ["pack"]
     "--artifacts-destination", metavar="URL", help="Where a server keeps mlflow-artifacts:, when its database is read directly."
 )
 @click.option(
-    "--artifact-storage-option", metavar="KEY=VALUE", multiple=True, help="Option of the file system that artifacts lie on."
+    "--artifact-storage-option",
+    metavar="KEY=VALUE",
+    type=LINES,
+    multiple=True,
+    help="Option of the file system that artifacts lie on.",
 )
 @click.option("--jobs", metavar="N", type=click.IntRange(min=1), help="Parallel requests and reads.")
 @storage_option

@@ -47,7 +47,11 @@ __all__ = ["unpack"]
     help="Where a server of that database will keep mlflow-artifacts:, which then stay.",
 )
 @click.option(
-    "--artifact-storage-option", metavar="KEY=VALUE", multiple=True, help="Option of the file system that artifacts lie on."
+    "--artifact-storage-option",
+    metavar="KEY=VALUE",
+    type=LINES,
+    multiple=True,
+    help="Option of the file system that artifacts lie on.",
 )
 @click.option("--jobs", metavar="N", type=click.IntRange(min=1), help="Parallel requests and writes.")
 @storage_option

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 import click
 
-from mlflow_bundle._bundle import open_bundle
+from mlflow_bundle._bundle import verify as verify_bundle
+from mlflow_bundle._verify import Report
 from mlflow_bundle.cli._options import bundle_argument, common, options_of, pass_state, snapshot_option, storage_option
-from mlflow_bundle.cli._output import State, plain, plural, problem_lines, put, say
+from mlflow_bundle.cli._output import State, bytes_text, clean, plain, plural, put, say
 from mlflow_bundle.errors import UsageError
+from mlflow_bundle.records import Problem
 
 __all__ = ["verify"]
 
@@ -25,30 +27,61 @@ __all__ = ["verify"]
     help="structure: objects and their sizes; tables: also records, tables and the logical root; full: every byte.",
 )
 @click.option("--subset", metavar="K/N", help="Check the bytes of the K-th of N parts, so that N runs cover everything.")
+@click.option("--all-snapshots", is_flag=True, help="Check every snapshot; what they share is read once.")
 @snapshot_option
 @storage_option
 @common
 @pass_state
 def verify(
-    state: State, bundle: str, *, level: str, subset: str | None, snapshot: str | None, storage_option: Sequence[str]
+    state: State,
+    bundle: str,
+    *,
+    level: str,
+    subset: str | None,
+    all_snapshots: bool,
+    snapshot: str | None,
+    storage_option: Sequence[str],
 ) -> int:
     """Check a snapshot and report every problem with what it touches.
 
-    Ends with 0 when all is well, and with 4 when there are problems.
+    Ends with 0 when all is well, and with 4 when there are problems. Warnings, about things that do no harm, do not count.
     """
-    part = _part(subset) if subset else None
-    with open_bundle(bundle, snapshot=snapshot, storage_options=options_of(storage_option)) as archive:
-        report = archive.verify(level=level, subset=part)
-        where = {"bundle": archive.url, "snapshot": archive.snapshot_id, "root_digest": archive.root_digest}
+    report = verify_bundle(
+        bundle,
+        level=level,
+        subset=_part(subset) if subset else None,
+        snapshot=snapshot,
+        all_snapshots=all_snapshots,
+        storage_options=options_of(storage_option),
+    )
     if state.json:
-        state.put({**where, "level": level, "subset": subset, "ok": not report.problems, **plain(report)})
-        return 4 if report.problems else 0
-    for line in problem_lines(report.problems, limit=None):
-        put(line)
-    covered = f"at level {level}" + (f", part {subset}" if subset else "")
-    found = plural(len(report.problems), "problem") if report.problems else "no problems"
-    say(f"{found} {covered} in snapshot {where['snapshot']}")
-    return 4 if report.problems else 0
+        state.put({"bundle": bundle, "ok": report.ok, **plain(report)})
+    else:
+        _print(report)
+    return 0 if report.ok else 4
+
+
+def _print(report: Report) -> None:
+    for problem in report.problems:
+        put(f"{clean(problem.code)} {clean(problem.message)}{_touched(problem)}")
+    for warning in report.warnings:
+        say(f"warning: {clean(warning.code)} {clean(warning.message)}")
+    for sentence in report.not_covered:
+        say(f"not checked: {clean(sentence)}")
+    covered = f"{plural(report.objects_checked, 'object')}, {bytes_text(report.bytes_checked)} read in {report.seconds:.1f} s"
+    say(f"{plural(len(report.problems), 'problem') if report.problems else 'no problems'} at level {report.level}: {covered}")
+    for stem in report.snapshots:
+        say(f"snapshot {stem}")
+    if len(report.snapshots) == 1:
+        say(f"root {report.root_digest}")
+
+
+def _touched(problem: Problem) -> str:
+    """The runs that a problem touches, the first by id."""
+    if not problem.runs:
+        return ""
+    more = f" and {len(problem.runs) - 1:,} more" if len(problem.runs) > 1 else ""
+    return f" (touches run {clean(problem.runs[0])}{more})"
 
 
 def _part(text: str) -> tuple[int, int]:

@@ -130,6 +130,7 @@ class Connection:
         self.uri = uri
         self._lock = threading.RLock()
         self._cursors = 0
+        self._streams: list[Any] = []
         self._frozen: tuple[int, int] | None = None
         self._read_only = read_only
         with self._errors():
@@ -156,14 +157,19 @@ class Connection:
         if not self._read_only:
             return _connect_sqlite(f"file:{name}?mode=rw")
         try:
-            return _connect_sqlite(f"file:{name}?mode=ro")
+            connection = _connect_sqlite(f"file:{name}?mode=ro")
         except adbc_driver_manager.Error:
             # A database in WAL mode needs helper files beside it. Where they cannot be made and nobody has it open, it is read
             # as it lies, and a change while reading is an error.
-            if not _at_rest_in_wal_mode(path):
+            if not (_in_wal_mode(path) and _at_rest(path)):
                 raise
             self._frozen = _stamp(path)
             return _connect_sqlite(f"file:{name}?mode=ro&immutable=1")
+        if _journal_mode(connection) != "wal":
+            # The lock of a reader keeps every writer from changing the file, unless locks do not work: on some network file
+            # systems, and against another copy of the SQLite library in this very process.
+            self._frozen = _stamp(path)
+        return connection
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -212,21 +218,21 @@ class Connection:
         self._cursors += 1
         name = f"mlflow_bundle_{self._cursors}"
         self.run(f"DECLARE {name} NO SCROLL CURSOR FOR {sql}")
-        try:
-            while True:
-                with self._errors(), self._connection.cursor() as cursor:
-                    cursor.adbc_statement.set_options(**{"adbc.postgresql.use_copy": "false"})
-                    cursor.execute(f"FETCH FORWARD {rows} FROM {name}")
-                    table = cursor.fetch_arrow_table()
-                if table.num_rows == 0:
-                    break
-                yield self._conform(table, schema)
-        finally:
-            self.run(f"CLOSE {name}")
+        while True:
+            with self._errors(), self._connection.cursor() as cursor:
+                cursor.adbc_statement.set_options(**{"adbc.postgresql.use_copy": "false"})
+                cursor.execute(f"FETCH FORWARD {rows} FROM {name}")
+                table = cursor.fetch_arrow_table()
+            if table.num_rows == 0:
+                break
+            yield self._conform(table, schema)
+        # One that is left early ends with the transaction.
+        self.run(f"CLOSE {name}")
 
     def _stream_sqlite(self, sql: str, schema: pa.Schema, rows: int) -> Iterator[pa.Table]:
         with self._errors():
             cursor = self._connection.cursor()
+            self._streams.append(cursor)
         try:
             with self._errors():
                 self._prepare(cursor, rows)
@@ -243,6 +249,7 @@ class Connection:
         finally:
             with self._lock:
                 cursor.close()
+                self._streams.remove(cursor)
 
     def _prepare(self, cursor: Any, rows: int) -> None:
         if self.uri.is_sqlite:
@@ -251,7 +258,11 @@ class Connection:
     def _check_frozen(self) -> None:
         path = self.uri.path
         if self._frozen is not None and path is not None and not (_at_rest(path) and _stamp(path) == self._frozen):
-            raise ServerError(f"the database {self.uri.shown} was changed while it was read", hint="run again")
+            raise ServerError(
+                f"the database {self.uri.shown} was changed while it was read",
+                code="changed",
+                hint="run again when nothing writes to it, or read through its server",
+            )
 
     def _conform(self, table: pa.Table, schema: pa.Schema) -> pa.Table:
         columns = []
@@ -289,6 +300,8 @@ class Connection:
     def close(self) -> None:
         """End the transaction and the connection. Closing twice is harmless."""
         with self._errors():
+            for cursor in self._streams:
+                cursor.close()
             self._connection.close()
 
 
@@ -312,10 +325,16 @@ def _at_rest(path: Path) -> bool:
     return not wal.exists() or wal.stat().st_size == 0
 
 
-def _at_rest_in_wal_mode(path: Path) -> bool:
+def _journal_mode(connection: Any) -> str:
+    with connection.cursor() as cursor:
+        cursor.execute("PRAGMA journal_mode")
+        return str(cursor.fetchone()[0])
+
+
+def _in_wal_mode(path: Path) -> bool:
+    """Whether the header says so. Closing the file ends every lock that this process has on it: not for one that is open."""
     with path.open("rb") as file:
-        header = file.read(20)
-    return header[18:20] == b"\x02\x02" and _at_rest(path)
+        return file.read(20)[18:] == b"\x02\x02"
 
 
 def _stamp(path: Path) -> tuple[int, int]:

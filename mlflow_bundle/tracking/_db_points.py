@@ -20,6 +20,8 @@ __all__ = ["PointStage"]
 
 _POINTS: Final = "mlflow_bundle_points"
 _LATEST: Final = "mlflow_bundle_latest"
+_TWO_NUMBERS: Final = pa.schema([pa.field(name, pa.int64(), nullable=False) for name in ("there", "coming")])
+_TWO_TEXTS: Final = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("name", "sql")])
 _COLUMNS: Final = "key, value, timestamp, step, is_nan, run_uuid"
 
 Mask = npt.NDArray[np.bool_]
@@ -119,7 +121,13 @@ class PointStage:
         """
         if not self._used:
             return
+        indexes = self._indexes_to_rebuild()
+        for name in indexes:
+            self.connection.run(f'DROP INDEX "{name}"')
+        # Run by run, as they were staged: readers then find the points of a run side by side.
         self.connection.run(f"INSERT INTO metrics ({_COLUMNS}) SELECT {_COLUMNS} FROM {_POINTS} WHERE {condition}")
+        for definition in indexes.values():
+            self.connection.run(definition)
         ranked = (
             f"SELECT {_COLUMNS}, ROW_NUMBER() OVER (PARTITION BY run_uuid, key ORDER BY step DESC, timestamp DESC, value DESC, "
             f"is_nan) AS place FROM {_LATEST} WHERE {condition}"
@@ -127,6 +135,21 @@ class PointStage:
         self.connection.run(
             f"INSERT INTO latest_metrics ({_COLUMNS}) SELECT {_COLUMNS} FROM ({ranked}) AS ranked WHERE place = 1"
         )
+
+    def _indexes_to_rebuild(self) -> dict[str, str]:
+        """Indexes of ``metrics`` that SQLite makes faster anew, by name, with their definitions: all or none.
+
+        They go and come back in the transaction of the points, so nobody else ever sees the table without them.
+        """
+        if not self.connection.uri.is_sqlite:
+            return {}
+        rows = f"SELECT COALESCE((SELECT MAX(rowid) FROM metrics), 0), (SELECT MAX(rowid) FROM {_POINTS})"
+        there, coming = (column.to_pylist()[0] for column in self.connection.fetch(rows, _TWO_NUMBERS).columns)
+        if there > coming:
+            return {}
+        named = "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND tbl_name = 'metrics' AND sql IS NOT NULL"
+        names, definitions = (column.to_pylist() for column in self.connection.fetch(named, _TWO_TEXTS).columns)
+        return dict(zip(names, definitions, strict=True))
 
     def clear(self) -> None:
         """Remove the temporary tables."""

@@ -104,6 +104,8 @@ _LATEST: Final = _schema(
 class DatabaseSource:
     """An MLflow database as a source. It never writes, and shows the database as it was when it was opened.
 
+    NULL is an absent field; a NULL ``lifecycle_stage`` is MLflow's default, active. What no record can hold raises.
+
     ``uri`` is a database URI as MLflow takes it. ``artifacts_destination`` is where a server that serves this database keeps
     what it calls ``mlflow-artifacts:``. ``storage_options`` are for fsspec.
 

@@ -33,7 +33,7 @@ __all__ = ["DatabaseTarget"]
 #: Threads that write and read artifact files.
 _FILE_THREADS: Final = 8
 #: Memory that SQLite may use for pages: indexes of millions of points are filled in random order.
-_SQLITE_CACHE_KIB: Final = 100_000
+_SQLITE_CACHE_KIB: Final = 50_000
 
 _PARENT_TAG: Final = "mlflow.parentRunId"
 _DEFAULT_WORKSPACE: Final = "default"

@@ -43,6 +43,12 @@ class Placement:
         """Whether the experiment at the target is a restore of this one, so that it may be deleted as this one is."""
         return self.existing is None or self.existing.source_id == self.experiment.experiment_id
 
+    @property
+    def finished(self) -> bool:
+        """Whether an earlier restore of this experiment left it in its archived state."""
+        existing = self.existing
+        return existing is not None and self.ours and existing.lifecycle_stage == self.experiment.lifecycle_stage
+
 
 @dataclass(slots=True)
 class Plan:

@@ -178,6 +178,9 @@ OpenBlob = Callable[[str], AbstractContextManager[BinaryIO]]
 class MlflowTarget(Protocol):
     """Where runs are restored to: a tracking server or a database."""
 
+    #: What merging into existing experiments left as it was, a sentence each.
+    notes: list[str]
+
     @property
     def description(self) -> Source: ...
 
@@ -207,9 +210,7 @@ class MlflowTarget(Protocol):
         A deleted one is made writable until ``finish_experiment``."""
         ...
 
-    def restore(
-        self, runs: Sequence[PlannedRun], metrics: Iterator[pa.Table], open_blob: OpenBlob
-    ) -> list[RunResult]:
+    def restore(self, runs: Sequence[PlannedRun], metrics: Iterator[pa.Table], open_blob: OpenBlob) -> list[RunResult]:
         """Write these runs, read them back, compare, and mark them complete. ``metrics`` are tables of ``SERIES_SCHEMA`` whose
         owners index ``runs``. What the target cannot hold is left out and reported as a problem of that run.
         One run's failure does not stop the others; a target that is gone raises."""
@@ -220,5 +221,3 @@ class MlflowTarget(Protocol):
         ...
 
     def close(self) -> None: ...
-
-

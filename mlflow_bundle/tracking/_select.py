@@ -5,10 +5,9 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import heapq
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Final, Literal, cast
 
 from mlflow_bundle._codec import decode_record, encode
@@ -21,7 +20,7 @@ __all__ = ["PARENT_TAG", "Selected", "Selection", "parent_of", "parse_time", "se
 
 PARENT_TAG: Final = "mlflow.parentRunId"
 _BATCH: Final = 1_000
-_DATE: Final = re.compile(r"\d{4}-\d{2}-\d{2}")
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 Lifecycle = Literal["all", "active", "deleted"]
 Moment = str | int | datetime | date
@@ -114,7 +113,7 @@ def parse_time(moment: Moment, *, end: bool) -> int:
         return int(moment)
     try:
         if isinstance(moment, str):
-            moment = date.fromisoformat(moment) if _DATE.fullmatch(moment) else datetime.fromisoformat(moment)
+            moment = _day(moment) or datetime.fromisoformat(moment)
     except ValueError as error:
         raise UsageError(
             f"{moment!r} is not a time", hint="write 2026-11-01, 2026-11-01T12:00 (UTC) or 2026-11-01T12:00+01:00"
@@ -123,7 +122,15 @@ def parse_time(moment: Moment, *, end: bool) -> int:
         moment = datetime.combine(moment, time(23, 59, 59, 999_000) if end else time.min)
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
-    return int(moment.timestamp() * 1000)
+    return (moment - _EPOCH) // timedelta(milliseconds=1)
+
+
+def _day(text: str) -> date | None:
+    """A date without a time, in any spelling of ISO 8601."""
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)

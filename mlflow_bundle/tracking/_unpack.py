@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -166,19 +167,24 @@ class _Restore:
 
     def run(self) -> None:
         """Do it."""
-        for placement in self._plan.placements.values():
-            if placement.action != "refused":
-                placement.target_id = self._target.place_experiment(
-                    placement.experiment, name=placement.name, existing=placement.existing
-                )
+        waiting = Counter(run.experiment_id for run in self._plan.runs() if not self._is_done(run))
+        placed = [
+            placement
+            for source, placement in self._plan.placements.items()
+            if placement.action != "refused" and (waiting[source] or not placement.finished)
+        ]
+        for placement in placed:
+            placement.target_id = self._target.place_experiment(
+                placement.experiment, name=placement.name, existing=placement.existing
+            )
         progress = self._callback.branched("restore", "")
         progress.set_size(len(self._plan.run_ids))
         for batch in self._batches():
             self._restore(batch)
             progress.relative_update(len(batch))
         progress.close()
-        for placement in self._plan.placements.values():
-            if placement.target_id is None or placement.experiment.lifecycle_stage != "deleted":
+        for placement in placed:
+            if placement.experiment.lifecycle_stage != "deleted" or placement.target_id is None:
                 continue
             if placement.ours:
                 self._target.finish_experiment(placement.experiment, placement.target_id)
@@ -266,7 +272,11 @@ class _Restore:
         if not target.keeps_ids or dry_run:
             self._there = done
         refused = sum(p.runs for p in plan.placements.values() if p.action == "refused")
-        notes = [*plan.notes, *(f"{note} ({count:,} times)" if count > 1 else note for note, count in self._notes.items())]
+        notes = [
+            *plan.notes,
+            *target.notes,
+            *(f"{note} ({count:,} times)" if count > 1 else note for note, count in self._notes.items()),
+        ]
         return UnpackReport(
             bundle=self._archive.url,
             snapshot=self._archive.snapshot_id,

@@ -124,9 +124,7 @@ def test_database_to_database_every_rest_answer_is_equal(
     assert (report.metric_points, report.files) == (content.point_count, content.file_count)
     second = start_server(backend_store_uri=target, artifacts_destination=str(tmp_path / "served"))
     assert answers(second.url) == answers(server.url)
-    again = bundle.pack(
-        None, tmp_path / "c", tracking_uri=target, artifacts_destination=tmp_path / "served"
-    )
+    again = bundle.pack(None, tmp_path / "c", tracking_uri=target, artifacts_destination=tmp_path / "served")
     assert again.logical_root == packed.logical_root
 
 
@@ -146,9 +144,7 @@ def test_sqlite_postgresql_sqlite(
     assert third.counts["metric_point"] == content.point_count
 
 
-def test_reading_a_server_equals_reading_its_database(
-    source: tuple[MlflowServer, ContentSummary], tmp_path: Path
-) -> None:
+def test_reading_a_server_equals_reading_its_database(source: tuple[MlflowServer, ContentSummary], tmp_path: Path) -> None:
     """Both readers find the same runs, points and files; only what no REST answer holds differs."""
     server, content = source
     bundle.pack(None, tmp_path / "rest", tracking_uri=server.url)
@@ -184,7 +180,9 @@ def _content_of(place: Path | str, **options: Any) -> dict[str, Any]:
         view = archive._view
         digests = {
             run: (metric, files)
-            for run, metric, files in zip(*(view[n].to_pylist() for n in ("run_id", "metric_digest", "file_digest")), strict=True)
+            for run, metric, files in zip(
+                *(view[n].to_pylist() for n in ("run_id", "metric_digest", "file_digest")), strict=True
+            )
         }
         content = {}
         for run_id, run in runs.items():
@@ -243,9 +241,7 @@ def test_database_to_server_and_back(
 
 
 @pytest.mark.parametrize("form", ["s3", "s3-zip", "memory"])
-def test_a_bundle_anywhere(
-    awkward_database: tuple[str, ContentSummary], s3_bucket: Bucket, tmp_path: Path, form: str
-) -> None:
+def test_a_bundle_anywhere(awkward_database: tuple[str, ContentSummary], s3_bucket: Bucket, tmp_path: Path, form: str) -> None:
     """A bundle in a bucket, as one file in a bucket, or in memory is packed twice, verified and restored like a local one."""
     uri, content = awkward_database
     place = {"s3": f"s3://{s3_bucket.name}/b", "s3-zip": f"s3://{s3_bucket.name}/b.zip", "memory": "memory://roads/b"}[form]
@@ -263,7 +259,12 @@ def test_a_bundle_anywhere(
 
 @pytest.mark.parametrize("artifacts", ["local", "s3"])
 def test_artifacts_wherever_they_lie(
-    start_server: ServerFactory, s3_bucket: Bucket, s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, artifacts: str
+    start_server: ServerFactory,
+    s3_bucket: Bucket,
+    s3_server: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    artifacts: str,
 ) -> None:
     """A server that does not serve artifacts: runs point to a local folder or to S3, read directly and restored directly."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_bucket.storage_options["key"])

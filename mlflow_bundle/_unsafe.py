@@ -1,0 +1,38 @@
+"""Which paths of files must not be used as they are when files are written (spec/v1.md, 10.2)."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+__all__ = ["collisions", "why_unsafe"]
+
+_RESERVED: Final = re.compile(r"(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.DOTALL)
+_DRIVE: Final = re.compile(r"[A-Za-z]:")
+
+
+def why_unsafe(path: str) -> str | None:
+    """What is wrong with a path as such, or None."""
+    if "\0" in path:
+        return "contains NUL"
+    for part in path.split("/"):
+        if part in ("", ".", ".."):
+            return "is absolute, climbs, or has empty parts"
+        if _DRIVE.match(part):
+            return "names a drive"
+        if _RESERVED.fullmatch(part):
+            return "contains a name that Windows reserves for devices"
+    return None
+
+
+def collisions(paths: Iterable[str]) -> Iterator[str]:
+    """Those of one owner's paths that are another one, or a folder of another one, on disks that fold case or Unicode."""
+    folded = {path: unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold()) for path in paths}
+    folders = {text[:place] for text in folded.values() for place, letter in enumerate(text) if letter == "/"}
+    seen: set[str] = set()
+    for path, text in folded.items():
+        if text in seen or text in folders:
+            yield path
+        seen.add(text)

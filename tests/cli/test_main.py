@@ -1,0 +1,202 @@
+"""Errors, exit codes, streams and signals of every command."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mlflow_bundle.cli import _command
+from tests.cli.conftest import PROJECT, Archived, Command, popen, process
+
+READING = ("verify", "ls", "show", "log")
+
+
+def test_help_and_version(command: Command) -> None:
+    """Help goes to stdout, also where nothing is asked for, and no line is wider than a terminal."""
+    for words in ([], ["--help"], ["-h"]):
+        done = command(*words)
+        assert (done.code, done.err) == (0, "")
+        assert "unpack" in done.out
+    assert command("--version").out.startswith("mlflow-bundle ")
+    for name in _command.commands:
+        lines = command(name, "--help").out.splitlines()
+        assert max(map(len, lines)) <= 80, name
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["nonsense"],
+        ["ls"],
+        ["ls", "x", "--nonsense"],
+        ["pack", "x", "--jobs", "0"],
+        ["verify", "x", "--level", "deep"],
+        ["ls", "a", "b", "c"],
+    ],
+)
+def test_wrong_usage(command: Command, words: list[str]) -> None:
+    """A command, option or value that does not exist ends with 2 and says where help is."""
+    done = command(*words)
+    assert (done.code, done.out) == (2, "")
+    assert "--help` explains it" in done.err
+
+
+def test_close_command_names(command: Command) -> None:
+    """A mistyped command gets a suggestion."""
+    assert "Did you mean" in command("unpac").err
+
+
+@pytest.mark.parametrize("name", READING)
+@pytest.mark.parametrize("place", ["missing", "empty", "foreign folder", "foreign file"])
+def test_no_bundle_there(command: Command, tmp_path: Path, name: str, place: str) -> None:
+    """A missing, empty or foreign bundle ends with 10, one sentence and the next step."""
+    target = tmp_path / place
+    if place == "empty":
+        target.mkdir()
+    elif place == "foreign folder":
+        target.mkdir()
+        (target / "photo.jpg").write_bytes(b"x")
+    elif place == "foreign file":
+        target.write_bytes(b"something else")
+    done = command(name, target)
+    assert (done.code, done.out) == (10, "")
+    first, second = done.err.splitlines()
+    assert first.startswith("mlflow-bundle: ")
+    assert second.startswith("hint: ")
+
+
+def test_newer_layout(command: Command, archived: Archived, tmp_path: Path) -> None:
+    """A bundle of a later layout ends with 1 and says what to install."""
+    newer = tmp_path / "newer"
+    shutil.copytree(archived.bundle, newer)
+    marker = newer / "mlflow-bundle.json"
+    marker.write_text(json.dumps(json.loads(marker.read_text()) | {"layout": 2}))
+    done = command("ls", newer)
+    assert (done.code, done.out) == (1, "")
+    assert "layout 2" in done.err
+    assert "pip install --upgrade" in done.err
+
+
+def test_errors_as_json(command: Command, archived: Archived, tmp_path: Path) -> None:
+    """With --json an error is one JSON document on stderr with code, message and hint, and stdout stays empty."""
+    for words, code, error in (
+        (["ls", tmp_path, "--json"], 10, "bundle-not-found"),
+        (["--json", "nonsense"], 2, "usage"),
+        (["cat", archived.bundle, "churn", "--json"], 2, "usage"),
+        (["show", archived.bundle, "chrun", "--json"], 1, "path-not-found"),
+        (["ls", archived.bundle, "--snapshot", "zzz", "--json"], 1, "snapshot-not-found"),
+    ):
+        done = command(*words)
+        assert (done.code, done.out) == (code, ""), words
+        document = json.loads(done.err)["error"]
+        assert document["code"] == error
+        assert {"code", "message", "hint"} <= document.keys()
+
+
+def test_unexpected_errors_are_one_sentence(command: Command, archived: Archived, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A defect shows no traceback, unless --debug asks for it."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise KeyError("inner\x1b")
+
+    monkeypatch.setattr(importlib.import_module("mlflow_bundle.cli.ls"), "open_bundle", broken)
+    done = command("ls", archived.bundle)
+    assert done.code == 1
+    assert done.err.splitlines() == [
+        "mlflow-bundle: unexpected KeyError: 'inner\\x1b'",
+        "hint: this is a defect of mlflow-bundle; --debug shows more",
+    ]
+    assert "Traceback" in command("ls", archived.bundle, "--debug").err
+    assert "Traceback" in command("--debug", "ls", archived.bundle).err
+    document = json.loads(command("ls", archived.bundle, "--debug", "--json").err)["error"]
+    assert document["code"] == "unexpected"
+    assert "KeyError" in document["traceback"]
+
+
+def test_errors_of_the_system_are_one_sentence(command: Command, archived: Archived, tmp_path: Path) -> None:
+    """A folder that cannot be made is named with the reason."""
+    (tmp_path / "file").write_text("in the way")
+    done = command("get", archived.bundle, "churn/parent/artifacts/plain.txt", tmp_path / "file" / "x")
+    assert done.code == 1
+    assert "/file/x cannot be written: " in done.err
+
+
+@pytest.mark.parametrize(
+    "words", [["ls"], ["ls", "-l"], ["show"], ["log"], ["cat", "churn/parent/artifacts/plain.txt"], ["ls", "churn/parent"]]
+)
+def test_looking_inside_never_imports_mlflow(archived: Archived, words: list[str]) -> None:
+    """Reading commands run without MLflow being imported, and so without its second of start."""
+    name, *rest = words
+    script = "import os, sys; from mlflow_bundle.cli import run; os._exit(run(sys.argv[1:]) or 99 * ('mlflow' in sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", script, name, archived.bundle, *rest],
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_reader_that_goes_away(archived: Archived) -> None:
+    """``mlflow-bundle log | head -0`` ends quietly with the code of a broken pipe."""
+    for words in (["log", archived.bundle], ["cat", archived.bundle, "churn/parent/artifacts/plain.txt", "--json"]):
+        read, write = os.pipe()
+        os.close(read)
+        running = popen(words, stdout=write, stderr=subprocess.PIPE)
+        os.close(write)
+        _, err = running.communicate(timeout=120)
+        assert (running.returncode, err) == (141, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
+def test_stdout_that_cannot_be_written(archived: Archived) -> None:
+    """A full disk behind stdout is an error, not a success with lost output."""
+    with Path("/dev/full").open("wb") as full:
+        running = popen(["log", archived.bundle], stdout=full, stderr=subprocess.PIPE)
+        _, err = running.communicate(timeout=120)
+    assert running.returncode == 1
+    assert err.decode().splitlines() == ["mlflow-bundle: stdout cannot be written: No space left on device"]
+
+
+def test_interrupt(tmp_path: Path) -> None:
+    """Ctrl-C while a server does not answer ends with 130 and one sentence; nothing was committed."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        running = popen(["pack", tmp_path / "b", "--tracking-uri", url], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        server.settimeout(120)
+        connection, _ = server.accept()
+        time.sleep(0.2)
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=60)
+        connection.close()
+    assert (running.returncode, out) == (130, b"")
+    assert err.decode().splitlines()[0] == "mlflow-bundle: interrupted"
+    assert b"Traceback" not in err
+    assert not list(tmp_path.glob("b/snapshots/*"))
+
+
+def test_dead_server(tmp_path: Path) -> None:
+    """A server that is not there ends with 1 and what to do, and leaves nothing behind."""
+    done = process("pack", tmp_path / "b", "--tracking-uri", "http://127.0.0.1:9")
+    assert (done.code, done.out) == (1, "")
+    assert "does not answer" in done.err
+    assert "hint: start the server" in done.err
+    assert "Traceback" not in done.err
+    assert not (tmp_path / "b").exists()
+
+
+def test_module_is_the_command(archived: Archived) -> None:
+    """``python -m mlflow_bundle`` runs as a process, with data on stdout only."""
+    done = process("ls", archived.bundle)
+    assert (done.code, done.err) == (0, "")
+    assert "churn" in done.out.splitlines()

@@ -1,0 +1,387 @@
+"""An opened archive gives what MLflow gives, a part of it without the rest, and nothing that is damaged."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run as MlflowRun
+from mlflow.entities import ViewType
+
+import mlflow_bundle as bundle
+from mlflow_bundle._limits import Targets
+from mlflow_bundle._local import LocalStorage
+from mlflow_bundle._manifest import find_snapshot
+from mlflow_bundle._storage import open_storage
+from mlflow_bundle.errors import BundleNotFoundError, CorruptError, NotFoundError
+from mlflow_bundle.records import ObjectRef
+from tests.building import TINY, content_of, pack_content
+from tests.fixtures.content import ContentSummary
+
+#: Many objects of each role, and row groups of many runs.
+TARGETS = Targets(records_bytes=4_000, frame_bytes=1_000, metric_rows=3_000, file_rows=10, pack_bytes=3_000, index_rows=30)
+
+
+@pytest.fixture(scope="module")
+def folder(awkward_database: tuple[str, ContentSummary], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The awkward database, packed."""
+    place = tmp_path_factory.mktemp("bundle") / "b"
+    bundle.pack(None, place, tracking_uri=awkward_database[0], targets=TARGETS)
+    return place
+
+
+@pytest.fixture(scope="module")
+def archive(folder: Path) -> Iterator[bundle.Bundle]:
+    with bundle.open(folder) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def client(awkward_database: tuple[str, ContentSummary]) -> MlflowClient:
+    with contextlib.chdir(Path(awkward_database[0].removeprefix("sqlite:///")).parent):
+        return MlflowClient(awkward_database[0])
+
+
+@pytest.fixture(scope="module")
+def runs(client: MlflowClient) -> dict[str, MlflowRun]:
+    """Every run that MLflow shows, by id."""
+    experiments = [e.experiment_id for e in client.search_experiments(view_type=ViewType.ALL)]
+    found = client.search_runs(experiments, run_view_type=ViewType.ALL, max_results=10_000)
+    return {run.info.run_id: run for run in found}
+
+
+# -- what MLflow says ------------------------------------------------------------------------------------------------------
+
+
+def test_experiments_are_those_of_mlflow(archive: bundle.Bundle, client: MlflowClient) -> None:
+    """Every experiment with its name, state, location, times and tags."""
+    expected = {e.experiment_id: e for e in client.search_experiments(view_type=ViewType.ALL)}
+    rows = archive.experiments().to_pylist()
+    assert sorted(row["experiment_id"] for row in rows) == sorted(expected)
+    for row in rows:
+        experiment = expected[row["experiment_id"]]
+        for name in ("name", "lifecycle_stage", "artifact_location", "creation_time", "last_update_time"):
+            assert row[name] == getattr(experiment, name), name
+        assert dict(row["tags"]) == dict(experiment.tags)
+
+
+def test_runs_are_those_of_mlflow(archive: bundle.Bundle, runs: dict[str, MlflowRun]) -> None:
+    """Every run with its attributes, params and tags, in the table and as a record."""
+    rows = archive.runs().to_pylist()
+    assert sorted(row["run_id"] for row in rows) == sorted(runs)
+    for row in rows:
+        info, data = runs[row["run_id"]].info, runs[row["run_id"]].data
+        record = archive.run(row["run_id"])
+        for name in ("experiment_id", "run_name", "status", "start_time", "lifecycle_stage", "artifact_uri", "user_id"):
+            assert row[name] == getattr(info, name) == getattr(record, name), name
+        assert row["end_time"] == info.end_time
+        assert dict(row["params"]) == data.params == {p.key: p.value for p in record.params}
+        assert dict(row["tags"]) == data.tags == {t.key: t.value for t in record.tags}
+
+
+def test_dataset_inputs_are_those_of_mlflow(archive: bundle.Bundle, runs: dict[str, MlflowRun]) -> None:
+    """Every dataset of a run with its texts and tags."""
+    compared = 0
+    for run_id, run in runs.items():
+        expected = [
+            (
+                d.dataset.name,
+                d.dataset.digest,
+                d.dataset.source_type,
+                d.dataset.source,
+                d.dataset.schema,
+                d.dataset.profile,
+                sorted((t.key, t.value) for t in d.tags),
+            )
+            for d in run.inputs.dataset_inputs
+        ]
+        found = []
+        for given in archive.run(run_id).inputs:
+            d = given.dataset
+            texts: list[Any] = [d.source_type, d.source, d.schema, d.profile]
+            texts = [text if isinstance(text, str) else None for text in texts]
+            found.append((d.name, d.digest, *texts, sorted((t.key, t.value) for t in given.tags)))
+        assert sorted(found, key=str) == sorted(expected, key=str)
+        compared += len(found)
+    assert compared >= 5
+
+
+def test_params_and_tags_are_tables(archive: bundle.Bundle, runs: dict[str, MlflowRun]) -> None:
+    """One row each param and each tag, of all runs."""
+    for table, of in ((archive.params(), lambda run: run.data.params), (archive.tags(), lambda run: run.data.tags)):
+        found = {(row["run_id"], row["key"]): row["value"] for row in table.to_pylist()}
+        assert found == {(run_id, key): value for run_id, run in runs.items() for key, value in of(run).items()}
+        assert len(found) == table.num_rows
+
+
+def bits(value: float) -> object:
+    """A value so that NaN equals NaN, as it comes out of a database: without the sign of zero."""
+    return "nan" if math.isnan(value) else value + 0.0
+
+
+def test_metric_histories_are_those_of_mlflow(archive: bundle.Bundle, client: MlflowClient, runs: dict[str, MlflowRun]) -> None:
+    """For each run and key, the points are those that MLflow's own client returns, none more, none less, in order."""
+    compared = 0
+    for run_id, run in runs.items():
+        table = archive.metrics(run_id=run_id)
+        assert sorted(set(table.column("key").to_pylist())) == sorted(run.data.metrics)
+        keys = sorted(run.data.metrics)
+        for key in keys if len(keys) < 20 else keys[::60]:
+            expected = [(m.step, m.timestamp, bits(m.value)) for m in client.get_metric_history(run_id, key)]
+            part = archive.metrics(run_id=run_id, key=key)
+            columns = [part.column(name).to_pylist() for name in ("step", "timestamp", "value")]
+            found = [(step, stamp, bits(value)) for step, stamp, value in zip(*columns, strict=True)]
+            assert Counter(found) == Counter(expected)
+            assert [point[:2] for point in found] == sorted(point[:2] for point in found)
+            compared += len(found)
+    assert compared > 30_000
+
+
+def test_all_metrics_are_those_of_the_runs(archive: bundle.Bundle, awkward_database: tuple[str, ContentSummary]) -> None:
+    """The table of all points has as many rows as were logged, and those of each run."""
+    table = archive.metrics()
+    assert table.num_rows == awkward_database[1].point_count == archive.snapshot.counts["metric_point"]
+    rows = Counter(table.column("run_id").to_pylist())
+    assert rows == Counter({run: len(points) for run, points in awkward_database[1].points.items() if points})
+    ids = list(awkward_database[1].points)
+    assert archive.metric_rows(ids) == [rows[run] for run in ids]
+
+
+def test_latest_metrics_are_those_of_mlflow(archive: bundle.Bundle, runs: dict[str, MlflowRun]) -> None:
+    """The latest value of each series is the one that MLflow shows for the run."""
+    found = {(row["run_id"], row["key"]): bits(row["value"]) for row in archive.latest_metrics().to_pylist()}
+    assert found == {(run_id, key): bits(value) for run_id, run in runs.items() for key, value in run.data.metrics.items()}
+
+
+def test_files_are_those_that_were_logged(archive: bundle.Bundle, awkward_database: tuple[str, ContentSummary]) -> None:
+    """Every file of every run, odd names included, with size, digest and content; no other."""
+    _, made = awkward_database
+    table = archive.files()
+    found: dict[str, dict[str, tuple[int, str]]] = {run: {} for run in made.files}
+    for row in table.to_pylist():
+        assert row["state"] == "ok"
+        found[row["run_id"]][row["path"]] = (row["size"], row["sha256"])
+    assert found == made.files
+    assert table.num_rows == made.file_count
+    for run, files in made.files.items():
+        assert archive.files(run_id=run).column("path").to_pylist() == sorted(files, key=lambda path: path.encode())
+        for path, (size, sha256) in files.items():
+            with archive.open_file(run, path) as stream:
+                data = stream.read()
+            assert (len(data), hashlib.sha256(data).hexdigest()) == (size, sha256)
+
+
+def test_several_runs_at_once_are_the_same_as_each(archive: bundle.Bundle, runs: dict[str, MlflowRun]) -> None:
+    """``series`` and ``files_of`` give for any runs, in any order, what each run has."""
+    ids = sorted(runs)
+    for chosen in (ids, ids[::-1], ids[1::3], []):
+        tables = list(archive.series(chosen))
+        merged = pa.concat_tables(tables).to_pylist() if tables else []
+        by_owner: dict[int, list[tuple[Any, ...]]] = {}
+        for row in merged:
+            by_owner.setdefault(row["owner"], []).append((row["key"], row["step"], row["timestamp"], bits(row["value"])))
+        for owner, run in enumerate(chosen):
+            own = archive.metrics(run_id=run).to_pylist()
+            assert by_owner.get(owner, []) == [(r["key"], r["step"], r["timestamp"], bits(r["value"])) for r in own]
+        files = archive.files_of(chosen).to_pylist()
+        assert files == [row for run in chosen for row in archive.files(run_id=run).to_pylist()]
+
+
+# -- parts without the rest ------------------------------------------------------------------------------------------------
+
+
+class Counting(LocalStorage):
+    """A folder that counts the bytes that are read of each object."""
+
+    read_bytes: Counter[str]
+
+    def read(self, path: str) -> bytes:
+        data = super().read(path)
+        self.read_bytes[path] += len(data)
+        return data
+
+    def read_range(self, path: str, start: int, length: int) -> bytes:
+        self.read_bytes[path] += length
+        return super().read_range(path, start, length)
+
+    def open(self, path: str) -> BinaryIO:
+        return _Counted(super().open(path), self.read_bytes, path)  # type: ignore[return-value]
+
+
+class _Counted:
+    def __init__(self, file: BinaryIO, counter: Counter[str], path: str) -> None:
+        self._file, self._counter, self._path = file, counter, path
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self._counter[self._path] += len(data)
+        return data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def __enter__(self) -> _Counted:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+
+@pytest.fixture
+def counted(tmp_path: Path) -> tuple[bundle.Bundle, Counter[str]]:
+    """An archive of 400 runs in few large objects, and what is read of it."""
+    with open_storage(tmp_path / "b", create=True) as storage:
+        pack_content(storage, content_of(400, points=400), targets=Targets(frame_bytes=8_000))
+    storage = Counting(str(tmp_path / "b"), tmp_path / "b")
+    storage.read_bytes = Counter()
+    return bundle.Bundle(storage, find_snapshot(storage, None)), storage.read_bytes
+
+
+def read_of(archive: bundle.Bundle, counter: Counter[str], role: str) -> float:
+    """Which share of the objects of a role was read."""
+    refs = [ref for ref in archive.objects if ref.role == role and ref.kind != "experiment"]
+    return sum(counter[ref.path] for ref in refs) / sum(ref.size for ref in refs)
+
+
+def test_one_run_is_one_range(counted: tuple[bundle.Bundle, Counter[str]]) -> None:
+    """A run is read from the view and one frame, without its neighbours and without any table."""
+    archive, counter = counted
+    run = archive.runs()["run_id"][200].as_py()
+    archive.run(run)
+    assert 0 < read_of(archive, counter, "records") < 0.2
+    assert read_of(archive, counter, "metrics") == read_of(archive, counter, "files") == read_of(archive, counter, "packs") == 0
+
+
+def test_one_series_is_one_row_group(counted: tuple[bundle.Bundle, Counter[str]]) -> None:
+    """The points of a run are read from its row group, not from the whole object."""
+    archive, counter = counted
+    run = archive.runs()["run_id"][200].as_py()
+    assert archive.metrics(run_id=run).num_rows == 400
+    assert 0 < read_of(archive, counter, "metrics") < 0.95
+    assert read_of(archive, counter, "records") == read_of(archive, counter, "packs") == 0
+
+
+def test_one_file_is_one_range(counted: tuple[bundle.Bundle, Counter[str]]) -> None:
+    """A small file is read from its pack without the others."""
+    archive, counter = counted
+    run = archive.runs()["run_id"][200].as_py()
+    with archive.open_file(run, "f0.txt") as stream:
+        assert stream.read() == b"file 0 of 200 " * 5
+    assert 0 < read_of(archive, counter, "packs") < 0.01
+    assert read_of(archive, counter, "records") == read_of(archive, counter, "metrics") == 0
+
+
+# -- what is not there, and what is damaged --------------------------------------------------------------------------------
+
+
+def test_what_is_not_there_is_named(archive: bundle.Bundle, tmp_path: Path) -> None:
+    """An unknown run, file, snapshot or bundle raises ``NotFoundError`` with a code of its own."""
+    run = archive.runs()["run_id"][0].as_py()
+    calls = {
+        "run-not-found": lambda: archive.run("0" * 31 + "x"),
+        "file-not-found": lambda: archive.open_file(run, "no such file"),
+        "snapshot-not-found": lambda: archive.at("ffffffff"),
+    }
+    for code, call in calls.items():
+        with pytest.raises(NotFoundError) as raised:
+            call()
+        assert raised.value.code == code
+    for call in (archive.metrics, archive.files):
+        with pytest.raises(NotFoundError, match="no run 'x'"):
+            call(run_id="x")
+    assert archive.metrics(run_id=run, key="no such key").num_rows == 0
+    for place in (tmp_path / "nothing", tmp_path):
+        with pytest.raises(BundleNotFoundError):
+            bundle.open(place)
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_older_snapshots_stay_as_they_were(tmp_path: Path) -> None:
+    """Each snapshot opens by its name and says what it said, whatever came after it."""
+    with open_storage(tmp_path / "b", create=True) as storage:
+        first, _ = pack_content(storage, content_of(5))
+        second, _ = pack_content(storage, content_of(9))
+    with bundle.open(tmp_path / "b") as archive:
+        assert [one.stem for one in archive.snapshots()] == [second.stem, first.stem]
+        assert archive.snapshot_id == second.stem
+        assert archive.root_digest == second.digest
+        assert archive.runs().num_rows == 9
+        assert archive.at(first.stem).runs().num_rows == 5
+    with bundle.open(tmp_path / "b", snapshot=first.digest) as archive:
+        assert archive.runs().num_rows == 5
+        assert repr(archive) == f"<Bundle {str(tmp_path / 'b')!r} snapshot {first.stem} (complete)>"
+
+
+def read_everything(archive: bundle.Bundle) -> list[Any]:
+    """All that can be read, run by run and as tables."""
+    everything: list[Any] = [
+        list(archive.records("experiment")),
+        list(archive.records("run")),
+        archive.metrics(),
+        archive.files(),
+    ]
+    for run in archive.runs()["run_id"].to_pylist():
+        everything += [archive.run(run), archive.metrics(run_id=run), archive.files(run_id=run)]
+        for path in archive.files(run_id=run)["path"].to_pylist():
+            with archive.open_file(run, path) as stream:
+                everything.append(stream.read())
+    return everything
+
+
+def objects_to_damage(folder: Path) -> list[ObjectRef]:
+    with bundle.open(folder) as archive:
+        first_of_each = {(ref.role, str(ref.kind)): ref for ref in archive.objects}
+        return list(first_of_each.values())
+
+
+def test_damage_never_gives_other_answers(tmp_path: Path) -> None:
+    """Whatever byte of whatever object is flipped: reading raises ``CorruptError``, or what was read is right."""
+    good = tmp_path / "good"
+    with open_storage(good, create=True) as storage:
+        content = content_of(6)
+        content.files[content.runs[2].run_id]["large"] = bytes(range(256)) * 8
+        pack_content(storage, content, targets=TINY)
+    with bundle.open(good) as archive:
+        expected = read_everything(archive)
+    noticed = Counter[str]()
+    for ref in objects_to_damage(good):
+        bad = tmp_path / "bad"
+        shutil.copytree(good, bad)
+        data = (bad / ref.path).read_bytes()
+        for at in range(0, len(data), max(1, len(data) // 40)):
+            (bad / ref.path).write_bytes(data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :])
+            with bundle.open(bad) as archive:
+                try:
+                    assert read_everything(archive) == expected, (ref.path, at)
+                except CorruptError:
+                    noticed[ref.role] += 1
+        shutil.rmtree(bad)
+    assert set(noticed) == {"records", "metrics", "files", "index", "views", "packs", "blobs"}
+
+
+@pytest.mark.parametrize("damage", ["removed", "cut"])
+def test_a_lost_object_is_an_error(tmp_path: Path, damage: str) -> None:
+    """An object that is missing or too short raises, and never looks like less content."""
+    good = tmp_path / "good"
+    with open_storage(good, create=True) as storage:
+        pack_content(storage, content_of(6), targets=TINY)
+    for ref in objects_to_damage(good):
+        bad = tmp_path / "bad"
+        shutil.copytree(good, bad)
+        if damage == "removed":
+            (bad / ref.path).unlink()
+        else:
+            data = (bad / ref.path).read_bytes()
+            (bad / ref.path).write_bytes(data[: len(data) // 2])
+        with bundle.open(bad) as archive, pytest.raises((CorruptError, NotFoundError)):
+            read_everything(archive)
+        shutil.rmtree(bad)

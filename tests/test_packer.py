@@ -1,0 +1,252 @@
+"""One snapshot in the making: what it holds, what it refuses, and that a broken writer commits nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+import pytest
+
+import mlflow_bundle as bundle
+from mlflow_bundle import _layout
+from mlflow_bundle._backend import Staged
+from mlflow_bundle._codec import encode, logical_digest
+from mlflow_bundle._digests import hex_of
+from mlflow_bundle._local import LocalStorage
+from mlflow_bundle._manifest import ensure_marker, objects_of, snapshots
+from mlflow_bundle._merkle import MerkleTree, leaf, logical
+from mlflow_bundle._packer import FileRow, Packer
+from mlflow_bundle._storage import Storage, open_storage
+from mlflow_bundle._tables import files_digest, series_digests
+from mlflow_bundle.errors import BundleError
+from mlflow_bundle.records import Experiment, KeyValue, Problem, Run
+from tests.building import TINY, Content, content_of, pack_content, run_of, series
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return open_storage(tmp_path / "bundle", create=True)
+
+
+def files_of(content: Content, run: Run) -> list[tuple[str, int, str | None, str]]:
+    rows = content.files.get(run.run_id, {}).items()
+    return sorted((path, len(data), hashlib.sha256(data).hexdigest(), "ok") for path, data in rows)
+
+
+def test_a_snapshot_counts_what_it_holds(storage: Storage) -> None:
+    """The counts are those of the content, and the list has every object with its size and rows, and no other."""
+    content = content_of(60)
+    committed, packer = pack_content(storage, content)
+    assert committed.snapshot.counts == {
+        "experiment": 1,
+        "run": 60,
+        "metric_point": 600,
+        "file": 120,
+        "file_bytes": sum(len(data) for files in content.files.values() for data in files.values()),
+    }
+    refs = objects_of(storage, committed.snapshot)
+    assert {ref.path: ref.size for ref in refs} == storage.list("objects")
+    assert packer.new_objects == len(refs)
+    assert packer.new_bytes == sum(ref.size for ref in refs)
+    assert packer.shared_objects == 0
+    rows = {
+        role: sum(ref.rows for ref in refs if ref.role == role) for role in ("records", "metrics", "files", "views", "packs")
+    }
+    assert rows == {"records": 61, "metrics": 600, "files": 120, "views": 60, "packs": 120}
+    assert len([ref for ref in refs if ref.role == "metrics"]) > 3
+
+
+def test_the_logical_root_is_over_records_series_and_files(storage: Storage) -> None:
+    """The root is the Merkle tree of the specification, computed here from the content alone."""
+    content = content_of(25)
+    committed, _ = pack_content(storage, content)
+    trees = {"experiment": MerkleTree(), "run": MerkleTree()}
+    for experiment in content.experiments:
+        trees["experiment"].add(leaf("experiment", logical_digest(encode(experiment))))
+    for run in content.runs:
+        ((_, points),) = series_digests([series([(0, *point) for point in content.points[run.run_id]])], 1)
+        files = files_digest(files_of(content, run))
+        trees["run"].add(leaf("run", logical_digest(encode(run)), bytes.fromhex(points), bytes.fromhex(files)))
+    assert committed.snapshot.logical == logical(trees)
+
+
+def change_tag(content: Content) -> None:
+    content.runs[7] = msgspec.structs.replace(content.runs[7], tags=(KeyValue(key="team", value="other"),))
+
+
+def change_point(content: Content) -> None:
+    key, step, stamp, value = content.points[content.runs[7].run_id][3]
+    content.points[content.runs[7].run_id][3] = (key, step, stamp, value + 1e-12)
+
+
+def change_file(content: Content) -> None:
+    content.files[content.runs[7].run_id]["f0.txt"] += b"x"
+
+
+def rename_file(content: Content) -> None:
+    files = content.files[content.runs[7].run_id]
+    files["g0.txt"] = files.pop("f0.txt")
+
+
+def drop_run(content: Content) -> None:
+    content.runs.pop(7)
+
+
+def change_experiment(content: Content) -> None:
+    content.experiments[0] = msgspec.structs.replace(content.experiments[0], name="renamed")
+
+
+def move_point(content: Content) -> None:
+    content.points[content.runs[8].run_id].insert(0, content.points[content.runs[7].run_id].pop(0))
+
+
+@pytest.mark.parametrize(
+    "change", [change_tag, change_point, change_file, rename_file, drop_run, change_experiment, move_point]
+)
+def test_every_change_changes_the_logical_root(storage: Storage, tmp_path: Path, change: Callable[[Content], None]) -> None:
+    """No change of a record, a point or a file leaves the logical root as it was."""
+    content = content_of(12)
+    before, _ = pack_content(storage, content)
+    change(content)
+    with open_storage(tmp_path / "other", create=True) as other:
+        after, _ = pack_content(other, content)
+    assert after.snapshot.logical.root != before.snapshot.logical.root
+
+
+def test_where_files_lie_is_no_part_of_the_logical_root(storage: Storage, tmp_path: Path) -> None:
+    """A run whose artifacts lie elsewhere is the same run; its record is kept as it is all the same."""
+    content = content_of(3)
+    before, _ = pack_content(storage, content)
+    content.runs[1] = msgspec.structs.replace(content.runs[1], artifact_uri="s3://elsewhere/x")
+    content.experiments[0] = msgspec.structs.replace(content.experiments[0], artifact_location="s3://elsewhere")
+    with open_storage(tmp_path / "other", create=True) as other:
+        after, _ = pack_content(other, content)
+    assert after.snapshot.logical == before.snapshot.logical
+    with bundle.open(tmp_path / "other") as archive:
+        assert archive.run(content.runs[1].run_id).artifact_uri == "s3://elsewhere/x"
+
+
+def test_targets_change_objects_and_not_what_they_say(storage: Storage, tmp_path: Path) -> None:
+    """Other shard, frame and pack sizes give other objects and the same logical section."""
+    content = content_of(40)
+    small, _ = pack_content(storage, content)
+    with open_storage(tmp_path / "other", create=True) as other:
+        large, _ = pack_content(other, content, targets=bundle.Targets())
+    assert len(small.snapshot.objects) > 2 * len(large.snapshot.objects)
+    assert small.snapshot.logical == large.snapshot.logical
+    assert small.snapshot.counts == large.snapshot.counts
+
+
+def test_packing_is_deterministic(storage: Storage, tmp_path: Path) -> None:
+    """The same content gives the same objects, byte for byte."""
+    pack_content(storage, content_of(40))
+    with open_storage(tmp_path / "other", create=True) as other:
+        pack_content(other, content_of(40))
+        assert other.list("objects") == storage.list("objects")
+
+
+def test_an_empty_archive_is_one(storage: Storage) -> None:
+    """No experiments and no runs make a snapshot that can be opened."""
+    committed, _ = pack_content(storage, Content(experiments=[]))
+    assert committed.snapshot.objects == ()
+    with bundle.open(storage.url) as archive:
+        assert archive.runs().num_rows == archive.experiments().num_rows == archive.metrics().num_rows == 0
+        assert archive.runs(wide=True).num_rows == archive.files().num_rows == archive.params().num_rows == 0
+
+
+def test_problems_make_a_snapshot_partial(storage: Storage) -> None:
+    """A snapshot with problems says so, and carries them."""
+    problem = Problem(code="artifact-unreadable", message="m", kind="run", id="r", path="p")
+    committed, _ = pack_content(storage, content_of(1), problems=[problem])
+    assert committed.snapshot.state == "partial"
+    assert committed.snapshot.problems == (problem,)
+
+
+def test_secrets_in_records_are_taken_out(storage: Storage, tmp_path: Path) -> None:
+    """No byte of a bundle holds the password of a URI in a tag, and the number of redactions is known."""
+    content = content_of(0)
+    content.runs = [run_of(0, tags={"db": "postgresql://me:hunter22@db/x", "url": "https://h/?token=hunter22&a=1"})]
+    _, packer = pack_content(storage, content)
+    assert packer.redacted == 2
+    with bundle.open(storage.url) as archive:
+        assert {t["key"]: t["value"] for t in archive.tags().to_pylist()} == {
+            "db": "postgresql://me:REDACTED@db/x",
+            "url": "https://h/?token=REDACTED&a=1",
+        }
+    assert not [file for file in (tmp_path / "bundle").rglob("*") if file.is_file() and b"hunter22" in file.read_bytes()]
+
+
+# -- order -----------------------------------------------------------------------------------------------------------------
+
+
+def test_records_out_of_order_are_refused(storage: Storage) -> None:
+    """A record that comes too late, or twice, is a mistake of the caller; kinds are ordered each for itself."""
+    packer = Packer(storage, ensure_marker(storage), targets=TINY)
+    packer.add(run_of(2))
+    packer.add(Experiment(experiment_id="1", name="x"))
+    for late in (run_of(1), run_of(2)):
+        with pytest.raises(ValueError, match="does not come after"):
+            packer.add(late)
+    packer.add(run_of(3))
+    packer.close()
+
+
+# -- the self-check --------------------------------------------------------------------------------------------------------
+
+
+class Forgetful(LocalStorage):
+    """A folder whose disk flips a bit in the n-th file that is read back before it is put."""
+
+    broken = -1
+    reopened = 0
+
+    def stage(self) -> Staged:
+        staged = super().stage()
+        staged.__class__ = type("Broken", (Staged,), {"reopen": self._reopen})
+        return staged
+
+    def _reopen(self, staged: Staged) -> BinaryIO:
+        staged.finish()
+        if self.reopened == self.broken:
+            data = bytearray(staged.path.read_bytes())
+            data[min(150, len(data) // 3)] ^= 4
+            staged.path.write_bytes(data)
+        self.reopened += 1
+        return staged.path.open("rb")
+
+
+def test_a_broken_disk_commits_nothing(tmp_path: Path) -> None:
+    """Whichever record, metrics, files or index object reads back with a flipped bit: it is not put, nothing is committed."""
+    content = content_of(12)
+    sound = Forgetful("sound", tmp_path / "sound", create=True)
+    committed, _ = pack_content(sound, content)
+    checked = [ref for ref in committed.snapshot.objects if ref.role in ("records", "metrics", "files", "index")]
+    assert sound.reopened >= len(checked) > 5
+    for number in range(sound.reopened):
+        storage = Forgetful("broken", tmp_path / str(number), create=True)
+        storage.broken = number
+        with pytest.raises(BundleError):
+            pack_content(storage, content)
+        assert list(snapshots(storage)) == []
+        for path in storage.list("objects"):
+            assert hex_of(storage.read(path)) == _layout.object_hex(path)
+
+
+def test_a_pack_that_gives_up_leaves_no_temporary_files(storage: Storage, tmp_path: Path) -> None:
+    """A packer that is closed before the commit leaves its whole objects, and nothing unfinished."""
+    content = content_of(30)
+    packer = Packer(storage, ensure_marker(storage), targets=TINY)
+    for record in [*content.experiments, *content.runs]:
+        packer.add(record)
+    points = [(number, *point) for number, run in enumerate(content.runs) for point in content.points[run.run_id]]
+    packer.add_series(series(points))
+    packer.add_files([FileRow(path="x", size=1, sha256=packer.blobs.add_bytes(b"x"))])
+    packer.close()
+    storage.close()
+    assert list(snapshots(storage)) == []
+    assert not (tmp_path / "bundle" / ".staging").exists()
+    for path in storage.list("objects"):
+        assert hex_of(storage.read(path)) == _layout.object_hex(path)

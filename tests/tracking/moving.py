@@ -1,0 +1,154 @@
+"""Moves content from a database straight into another, and shows a database as plain rows."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, BinaryIO
+
+import sqlalchemy
+
+from mlflow_bundle.tracking._db_read import DatabaseSource
+from mlflow_bundle.tracking._db_write import DatabaseTarget
+from mlflow_bundle.tracking._port import OpenBlob, PlannedRun, RunQuery, RunResult
+
+TABLES = (
+    "experiments",
+    "experiment_tags",
+    "runs",
+    "params",
+    "tags",
+    "metrics",
+    "latest_metrics",
+    "datasets",
+    "inputs",
+    "input_tags",
+)
+
+Rows = list[tuple[Any, ...]]
+
+
+def file_of(uri: str) -> str:
+    """The file of a ``sqlite:///`` URI."""
+    return uri.removeprefix("sqlite:///")
+
+
+def execute(uri: str, *statements: str) -> None:
+    """Run SQL on a SQLite database past everything."""
+    with contextlib.closing(sqlite3.connect(file_of(uri))) as connection:
+        for statement in statements:
+            connection.execute(statement)
+        connection.commit()
+
+
+def rows(uri: str, sql: str) -> Rows:
+    """The answer of a query, read through SQLAlchemy and not through ADBC."""
+    engine = sqlalchemy.create_engine(uri)
+    try:
+        with engine.connect() as connection:
+            return [tuple(row) for row in connection.execute(sqlalchemy.text(sql))]
+    finally:
+        engine.dispose()
+
+
+def content(uri: str) -> dict[str, Rows]:
+    """Every row that experiments and runs have, without artifact locations and without the ids that MLflow gives at random."""
+    experiments = "experiment_id, name, workspace, lifecycle_stage, creation_time, last_update_time"
+    runs = (
+        "run_uuid, name, source_type, source_name, entry_point_name, user_id, status, start_time, end_time, deleted_time, "
+        "source_version, lifecycle_stage, experiment_id"
+    )
+    points = "run_uuid, key, step, timestamp, value, CAST(is_nan AS INTEGER)"
+    datasets = "d.experiment_id, d.name, d.digest, d.dataset_source_type, d.dataset_source, d.dataset_schema, d.dataset_profile"
+    inputs = "inputs i JOIN datasets d ON d.dataset_uuid = i.source_id"
+    queries = {
+        "experiments": f"SELECT {experiments} FROM experiments",
+        "experiment_tags": "SELECT experiment_id, key, value FROM experiment_tags",
+        "runs": f"SELECT {runs} FROM runs",
+        "params": "SELECT run_uuid, key, value FROM params",
+        "tags": "SELECT run_uuid, key, value FROM tags",
+        "metrics": f"SELECT {points} FROM metrics",
+        "latest_metrics": f"SELECT {points} FROM latest_metrics",
+        "datasets": f"SELECT {datasets} FROM datasets d",
+        "inputs": f"SELECT i.destination_id, i.source_type, i.destination_type, i.step, {datasets} FROM {inputs}",
+        "input_tags": "SELECT i.destination_id, d.experiment_id, d.name, d.digest, t.name, t.value "
+        f"FROM input_tags t JOIN ({inputs}) ON i.input_uuid = t.input_uuid",
+    }
+    assert tuple(queries) == TABLES
+    return {table: sorted(rows(uri, sql), key=repr) for table, sql in queries.items()}
+
+
+class Blobs:
+    """File contents by SHA-256, read from the artifacts of a source. ``allowed``: how many may be opened before it fails."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, tuple[Any, str]] = {}
+        self.allowed: int | None = None
+
+    def plan(self, store: Any) -> tuple[tuple[str, int, str], ...]:
+        """The files of one run as ``PlannedRun`` wants them."""
+        files = []
+        for info in sorted(store.walk(), key=lambda info: info.path):
+            with store.open(info.path) as file:
+                data = file.read()
+            sha256 = hashlib.sha256(data).hexdigest()
+            self._places[sha256] = (store, info.path)
+            files.append((info.path, len(data), sha256))
+        return tuple(files)
+
+    def open(self, sha256: str) -> AbstractContextManager[BinaryIO]:
+        if self.allowed is not None:
+            if self.allowed == 0:
+                raise KeyboardInterrupt
+            self.allowed -= 1
+        store, path = self._places[sha256]
+        opened: AbstractContextManager[BinaryIO] = store.open(path)
+        return opened
+
+
+def place(source: DatabaseSource, target: DatabaseTarget) -> dict[str, str]:
+    """Place every experiment, merging by name; returns the ids at the target."""
+    there = {experiment.name: experiment for experiment in target.experiments()}
+    return {
+        experiment.experiment_id: target.place_experiment(experiment, name=experiment.name, existing=there.get(experiment.name))
+        for experiment in source.experiments()
+    }
+
+
+def restore(
+    source: DatabaseSource, target: DatabaseTarget, ids: dict[str, str], blobs: Blobs | None, query: RunQuery | None = None
+) -> Iterator[list[RunResult]]:
+    """Restore the runs of a source batch by batch. Without ``blobs`` no files."""
+    for batch in source.runs(query or RunQuery()):
+        planned = [
+            PlannedRun(
+                source=run,
+                experiment_id=ids[run.experiment_id],
+                files=blobs.plan(source.artifacts(run)) if blobs else (),
+            )
+            for run in batch
+        ]
+        opener: OpenBlob = blobs.open if blobs else _nothing
+        yield target.restore(planned, source.metrics([run.run_id for run in batch]), opener)
+
+
+def _nothing(sha256: str) -> AbstractContextManager[BinaryIO]:
+    raise AssertionError(f"no file {sha256} was planned")
+
+
+def move(source_uri: str, target_uri: str, *, files: bool = False, **options: Any) -> tuple[list[RunResult], Sequence[str]]:
+    """Everything of one database into another: the results of all runs, and the notes of the target."""
+    source = DatabaseSource(source_uri)
+    target = DatabaseTarget(target_uri, bundle_id="test", **options)
+    try:
+        ids = place(source, target)
+        results = [result for batch in restore(source, target, ids, Blobs() if files else None) for result in batch]
+        for experiment in source.experiments():
+            target.finish_experiment(experiment, ids[experiment.experiment_id])
+        return results, tuple(target.notes)
+    finally:
+        source.close()
+        target.close()
