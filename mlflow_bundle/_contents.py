@@ -186,19 +186,28 @@ def _check_content(storage: Storage, parts: Sequence[Part], limits: Limits, outc
     """All parts of a content in order. A part that is a whole object is checked against its name too."""
     whole, sound = hashlib.sha256(), True
     for part in parts:
-        if part.whole:
-            own = hashlib.sha256()
-            outcome.bytes += hash_object(storage, part.object, own, whole)
-            outcome.objects += 1
-            if own.hexdigest() != _layout.object_hex(part.object):
-                _note_damage(part.object, [part.sha256], 1, outcome)
-                sound = False
-        else:
-            stored = _stored(storage, part, limits)
-            outcome.bytes += part.length
-            sound &= _feed(stored, part, limits, outcome, whole)
+        try:
+            sound &= _check_one(storage, part, limits, outcome, whole)
+        except BundleError as error:
+            outcome.add(code_of(error, "E022"), error.message, part.object, part.sha256)
+            sound = False
     if sound and whole.hexdigest() != parts[0].sha256:
         _note_content(parts[0], outcome)
+
+
+def _check_one(storage: Storage, part: Part, limits: Limits, outcome: Outcome, whole: Any) -> bool:
+    """Feed one part of a content to the hasher of the whole; False, and a note, where the part is damaged by itself."""
+    if not part.whole:
+        stored = _stored(storage, part, limits)
+        outcome.bytes += part.length
+        return _feed(stored, part, limits, outcome, whole)
+    own = hashlib.sha256()
+    outcome.bytes += hash_object(storage, part.object, own, whole)
+    outcome.objects += 1
+    if own.hexdigest() == _layout.object_hex(part.object):
+        return True
+    _note_damage(part.object, [part.sha256], 1, outcome)
+    return False
 
 
 def _stored(storage: Storage, part: Part, limits: Limits) -> bytes:

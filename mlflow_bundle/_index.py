@@ -121,7 +121,9 @@ def settle(
     rows = [*(part.needed for part in parts), fresh]
     wanted = set[str]().union(*map(_objects, rows))
     contents = {ref.path: ref for ref in [*old, *new] if ref.role != _layout.INDEX and ref.path in wanted}
-    piled = _piled([r for r in contents.values() if r.role == _layout.PACKS], lambda r: r.size, targets.pack_bytes, targets)
+    entry_bytes = targets.pack_bytes // targets.pack_entries  # many tiny entries make a pack full as well
+    packs = [ref for ref in contents.values() if ref.role == _layout.PACKS]
+    piled = _piled(packs, lambda ref: max(ref.size, ref.rows * entry_bytes), targets.pack_bytes, targets)
     merged = list(_merge_packs(storage, piled, rows, targets))
     moved = _table([extent for _, found, _ in merged for extent in found])
     kept = contents.keys() - {ref.path for ref in piled}
@@ -130,10 +132,10 @@ def settle(
     fine = {part.ref.path: part.ref for part in whole if part.ref.path not in few}
     rows = [_within(table, kept) for table in [fresh, *(part.needed for part in parts if part.ref.path not in fine)]]
     index = _write_index(storage, pa.concat_tables([*rows, moved]), targets)
-    packs = [(ref, is_new) for ref, _, is_new in merged]
+    repacked = [(ref, is_new) for ref, _, is_new in merged]
     refs = [ref for path, ref in contents.items() if path in kept]
-    refs += [*(ref for ref, _ in packs), *fine.values(), *(ref for ref, _ in index)]
-    return Settled(list({ref.path: ref for ref in refs}.values()), [*packs, *index])
+    refs += [*(ref for ref, _ in repacked), *fine.values(), *(ref for ref, _ in index)]
+    return Settled(list({ref.path: ref for ref in refs}.values()), [*repacked, *index])
 
 
 class _Part(NamedTuple):
@@ -191,7 +193,7 @@ def _merge_packs(
                 if info.filename in wanted[ref.path]:
                     deflate = info.compress_type == zipfile.ZIP_DEFLATED
                     builder.add(info.filename, pack.read(info), deflate=deflate)
-                    if builder.size >= targets.pack_bytes:
+                    if builder.size >= targets.pack_bytes or len(builder.extents) >= targets.pack_entries:
                         yield builder.put(storage)
                         builder = PackBuilder()
     if builder.extents:

@@ -209,7 +209,7 @@ def read_verified(storage: Storage, path: str, *, limit: int) -> bytes:
         raise CorruptError(
             f"{path} does not have the SHA-256 of its name",
             code="E022",
-            hint="`mlflow-bundle verify` shows all damage; move the damaged file out of the bundle and pack again, or restore it",
+            hint="`mlflow-bundle verify` shows all damage; move the damaged file out of the bundle and pack again",
         )
     return data
 

@@ -35,7 +35,7 @@ def row_groups(file: Any, spec: TableSpec, *, name: str, limits: Limits) -> Iter
         rows = table.metadata.row_group(group).num_rows
         if not 0 <= rows <= limits.row_group_rows:
             raise LimitError(f"{name} has a row group of {rows:,} rows, more than {limits.row_group_rows:,}", code="E094")
-        found = _decoding(name, lambda group=group: table.read_row_group(group, columns=spec.schema.names))
+        found = _decoding(name, lambda group=group: table.read_row_group(group, columns=spec.schema.names, use_threads=False))
         yield _decoding(name, lambda found=found: _checked(found, spec, name, limits))
 
 

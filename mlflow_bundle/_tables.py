@@ -279,7 +279,10 @@ def _by_appearance(array: pa.DictionaryArray) -> pa.DictionaryArray:
 
 
 class OpenTable:
-    """An open Parquet object. Reading what is damaged raises ``CorruptError``."""
+    """An open Parquet object. Reading what is damaged raises ``CorruptError``.
+
+    Without Arrow's threads: one that lets go of a Python buffer while the interpreter ends aborts the process.
+    """
 
     def __init__(self, file: pq.ParquetFile, name: str) -> None:
         self._file = file
@@ -290,12 +293,12 @@ class OpenTable:
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows."""
         with _decoding(self.name):
-            return self._file.read(columns=list(columns) if columns else None)
+            return self._file.read(columns=list(columns) if columns else None, use_threads=False)
 
     def read_row_group(self, group: int, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of one row group."""
         with _decoding(self.name):
-            return self._file.read_row_group(group, columns=list(columns) if columns else None)
+            return self._file.read_row_group(group, columns=list(columns) if columns else None, use_threads=False)
 
 
 @contextmanager

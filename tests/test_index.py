@@ -107,6 +107,18 @@ def test_a_night_without_news_writes_nothing(tmp_path: Path) -> None:
     assert sorted(settled.refs, key=str) == sorted(refs, key=str)
 
 
+def test_packs_that_are_full_of_tiny_files_stay(tmp_path: Path) -> None:
+    """Packs that ended at their number of entries, far below their size, are not merged night after night."""
+    targets = Targets(pack_entries=10, merge_width=2)
+    contents = [b"%d" % i for i in range(100)]
+    with open_storage(tmp_path / "b", create=True) as storage:
+        refs = night(storage, [], contents, targets).refs
+        assert [ref.rows for ref in of_role(refs, _layout.PACKS)] == [10] * 10
+        settled = night(storage, refs, [*contents, b"new"], targets)
+        assert {ref.path for ref in of_role(refs, _layout.PACKS)} <= {ref.path for ref in settled.refs}
+        assert [ref.rows for ref, _ in settled.written if ref.role == _layout.PACKS] == []
+
+
 def test_merged_packs_hold_what_is_used_and_nothing_else(tmp_path: Path) -> None:
     """Small packs that have piled up become one; contents that no run needs any more are left behind."""
     targets = Targets(merge_width=5)

@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, Final
 from mlflow_bundle.errors import ServerError, UnsupportedError, UsageError
 from mlflow_bundle.tracking._db import Connection, DatabaseUri, columns_of, parse_uri, revision_of
 
-__all__ = ["prepare_database"]
+__all__ = ["place_database", "prepare_database"]
 
 _REVISION: Final = re.compile(r"^(revision|down_revision)\s*(?::[^=]*)?=\s*(.+)$", re.MULTILINE)
 _QUOTED: Final = re.compile(r"[\"'](\w+)[\"']")
@@ -78,6 +79,27 @@ def _create(uri: DatabaseUri) -> None:
         unfinished.rename(uri.path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def place_database(draft: DatabaseUri, uri: DatabaseUri) -> None:
+    """Move a SQLite database that nobody has open to the place of another URI, where there is none yet.
+
+    Raises:
+        ServerError: it cannot be written there, or somebody made one meanwhile.
+    """
+    assert draft.path is not None
+    assert uri.path is not None
+    try:
+        uri.path.parent.mkdir(parents=True, exist_ok=True)
+        # Copied beside its place and linked, so that a kill leaves no half-made database behind and nobody's is replaced.
+        unfinished = uri.path.with_name(f".{uri.path.name}.{os.getpid()}.creating")
+        try:
+            shutil.copyfile(draft.path, unfinished)
+            os.link(unfinished, uri.path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        raise ServerError(f"the database {uri.shown} cannot be made: {error.strerror}") from error
 
 
 def _engine(url: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,14 +19,14 @@ from mlflow_bundle.errors import CannotHoldError, ServerError, UsageError
 from mlflow_bundle.records import Experiment, KeyValue, Problem, Run, Source
 from mlflow_bundle.tracking._artifacts import artifact_store
 from mlflow_bundle.tracking._compare import run_differences
-from mlflow_bundle.tracking._db import Connection, columns_of, literal, literals, parse_uri
+from mlflow_bundle.tracking._db import Connection, DatabaseUri, columns_of, literal, literals, parse_uri
 from mlflow_bundle.tracking._db_files import FilesFound, compare_files, write_files
 from mlflow_bundle.tracking._db_limits import CANNOT_HOLD, Limits, run_problem
 from mlflow_bundle.tracking._db_places import Places
 from mlflow_bundle.tracking._db_points import PointStage
 from mlflow_bundle.tracking._db_read import DatabaseSource
 from mlflow_bundle.tracking._db_rows import append_experiment, append_experiment_tags, append_runs, known_datasets
-from mlflow_bundle.tracking._db_schema import prepare_database
+from mlflow_bundle.tracking._db_schema import place_database, prepare_database
 from mlflow_bundle.tracking._port import ArtifactStore, OpenBlob, PlannedRun, RestoredRun, RunResult, TargetExperiment
 
 __all__ = ["DatabaseTarget"]
@@ -76,20 +77,35 @@ class DatabaseTarget:
         bundle_id: str,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
-        self._uri = parse_uri(uri)
+        self._wanted = parse_uri(uri)
+        self._uri, self._draft = _draft(self._wanted)
         self.bundle_id = bundle_id
         self.notes: list[str] = []
         self._destination = artifacts_destination
         self._storage_options = storage_options
-        self._places = Places(self._uri, artifact_root, artifacts_destination)
+        self._places = Places(self._wanted, artifact_root, artifacts_destination)
         self._lock = threading.RLock()
         revision = prepare_database(self._uri)
-        self._db = Connection(self._uri, read_only=False)
+        self._db = self._connect()
         self._limits = Limits(columns_of(self._db), is_sqlite=self._uri.is_sqlite)
+        self._description = Source(kind=self._uri.dialect, uri=self._wanted.shown, version=f"schema {revision}")
+
+    def _connect(self) -> Connection:
+        connection = Connection(self._uri, read_only=False)
         if self._uri.is_sqlite:
-            self._db.run(f"PRAGMA cache_size = -{_SQLITE_CACHE_KIB}")
-        self._db.commit()
-        self._description = Source(kind=self._uri.dialect, uri=self._uri.shown, version=f"schema {revision}")
+            connection.run(f"PRAGMA cache_size = -{_SQLITE_CACHE_KIB}")
+        connection.commit()
+        return connection
+
+    def _settle(self) -> None:
+        """Put a database that did not exist in its place: until the first write it is a draft elsewhere."""
+        if self._draft is None:
+            return
+        self._db.close()
+        place_database(self._uri, self._wanted)
+        self._draft.cleanup()
+        self._uri, self._draft = self._wanted, None
+        self._db = self._connect()
 
     @property
     def description(self) -> Source:
@@ -104,7 +120,10 @@ class DatabaseTarget:
     def experiments(self) -> list[TargetExperiment]:
         """Every experiment that is there."""
         with self._look() as source:
-            return [TargetExperiment(e.experiment_id, e.name, e.lifecycle_stage) for e in source.experiments()]
+            return [
+                TargetExperiment(e.experiment_id, e.name, e.lifecycle_stage, creation_time=e.creation_time or None)
+                for e in source.experiments()
+            ]
 
     def _look(self) -> _Reader:
         """The database as it is now, through a connection of its own."""
@@ -149,6 +168,8 @@ class DatabaseTarget:
         tags, problems, possible = self._limits.experiment(msgspec.structs.replace(experiment, name=name))
         if not possible:
             raise CannotHoldError(f"the experiment {name!r} cannot be held: {problems[0].message}", problems)
+        with self._lock:
+            self._settle()
         with self._lock, self._rolled_back():
             if existing is not None:
                 self._merge(experiment, tags, existing)
@@ -364,6 +385,16 @@ class DatabaseTarget:
     def close(self) -> None:
         """End the connection."""
         self._db.close()
+        if self._draft is not None:
+            self._draft.cleanup()
+
+
+def _draft(uri: DatabaseUri) -> tuple[DatabaseUri, tempfile.TemporaryDirectory[str] | None]:
+    """A place for a SQLite database that does not exist yet, so that nothing is written before the first experiment is."""
+    if uri.path is None or uri.path.exists():
+        return uri, None
+    folder = tempfile.TemporaryDirectory(prefix="mlflow-bundle-")
+    return parse_uri(f"sqlite:///{folder.name}/{uri.path.name}"), folder
 
 
 class _Reader(DatabaseSource):

@@ -41,7 +41,7 @@ class Placement:
     @property
     def ours(self) -> bool:
         """Whether the experiment at the target is a restore of this one, so that it may be deleted as this one is."""
-        return self.existing is None or self.existing.source_id == self.experiment.experiment_id
+        return self.existing is None or _same(self.experiment, self.existing)
 
     @property
     def finished(self) -> bool:
@@ -148,10 +148,17 @@ def _place(experiment: Experiment, name: str, existing: Mapping[str, TargetExper
     found = existing.get(name)
     if found is None:
         return Placement(experiment, name, "created")
-    same = found.source_id == experiment.experiment_id
-    if found.lifecycle_stage == "deleted" and not same:
+    if found.lifecycle_stage == "deleted" and not _same(experiment, found):
         return Placement(experiment, name, "refused", found)
     return Placement(experiment, name, "merged", found, found.experiment_id)
+
+
+def _same(experiment: Experiment, found: TargetExperiment) -> bool:
+    """Whether an experiment at the target is this one: by its source tags, or by id and creation where those are kept."""
+    return found.source_id == experiment.experiment_id or (
+        found.creation_time is not None
+        and (found.experiment_id, found.creation_time) == (experiment.experiment_id, experiment.creation_time)
+    )
 
 
 def _deleted_at_target(placement: Placement) -> Problem:

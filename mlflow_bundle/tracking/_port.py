@@ -2,8 +2,8 @@
 
 A source turns a server or a database into records, columns of metric points, and files; a target does the reverse.
 ``SeriesBatch`` tables travel between them: columns ``owner`` (int32, index into the run ids that were asked for), ``key``
-(string), ``step`` (int64), ``timestamp`` (int64, milliseconds), ``value`` (double), sorted by owner, key (bytes), step, timestamp, value
-(IEEE 754 totalOrder: -0.0 before 0.0, NaN last). One owner may span several tables; its rows never interleave.
+(string), ``step`` (int64), ``timestamp`` (int64, milliseconds), ``value`` (double), sorted by owner, key (bytes), step,
+timestamp, value (IEEE 754 totalOrder: -0.0 before 0.0, NaN last). One owner may span several tables; its rows never interleave.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ SOURCE_TAG_PREFIX: Final = "mlflow_bundle.source."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunQuery:
-    """Which runs of a source. ``None`` means no restriction; ``since`` and ``until`` are milliseconds of start time, inclusive."""
+    """Which runs of a source. ``None`` is no restriction; ``since`` and ``until`` are milliseconds of start time, inclusive."""
 
     experiment_ids: tuple[str, ...] | None = None
     run_ids: tuple[str, ...] | None = None
@@ -128,12 +128,14 @@ class MlflowSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TargetExperiment:
-    """An experiment that exists at the target. ``source_id`` is the archived experiment it was restored from, if the target tells."""
+    """An experiment that exists at the target. ``source_id`` is the archived experiment that it was restored from, if known.
+    ``creation_time`` (milliseconds) tells the same where ids are kept."""
 
     experiment_id: str
     name: str
     lifecycle_stage: str
     source_id: str | None = None
+    creation_time: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
