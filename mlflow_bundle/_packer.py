@@ -46,6 +46,8 @@ from mlflow_bundle.records import (
 __all__ = ["FileRow", "Packer"]
 
 _VIEW_BATCH: Final = 2_000
+#: Rows of the files table that are collected before they are appended.
+_FILE_BATCH: Final = 4_096
 _KIND_ORDER: Final = ("experiment", "run")
 _CONTENT_ROLES: Final = (_layout.PACKS, _layout.BLOBS, _layout.INDEX)
 
@@ -89,6 +91,7 @@ class Packer:
         known = base.refs(*_CONTENT_ROLES) if base else []
         self.blobs = BlobWriter(storage, targets, known, limits)
         self._used = KnownDigests()
+        self._file_rows: list[tuple[str, FileRow]] = []
         self._file_bytes = 0
         self.redacted = 0
         self.new_objects = 0
@@ -104,7 +107,9 @@ class Packer:
         self._last[kind] = key
         line, found = redact_bytes(encode(record))
         self.redacted += found
-        self._spools.setdefault(kind, LineSpool()).add(line)
+        if kind not in self._spools:
+            self._spools[kind] = LineSpool()
+        self._spools[kind].add(line)
         if isinstance(record, Experiment):
             self._experiment_names[record.experiment_id] = record.name
         elif isinstance(record, Run):
@@ -197,19 +202,30 @@ class Packer:
         for file in ordered:
             if file.sha256 is not None:
                 self._used.add(file.sha256)
-        if ordered:
-            columns = {
-                "owner_kind": ["run"] * count,
-                "owner_id": [self.run_ids[number]] * count,
-                "path": [file.path for file in ordered],
-                "size": [file.size for file in ordered],
-                "sha256": [file.sha256 for file in ordered],
-                "state": [file.state for file in ordered],
-                "stamp": [file.stamp for file in ordered],
-            }
-            self._files.append(pa.table(columns, schema=TABLES["files/1"].schema))
+        run_id = self.run_ids[number]
+        self._file_rows += [(run_id, file) for file in ordered]
+        cut = self._files.will_cut(run_id, count)
+        if cut or len(self._file_rows) >= _FILE_BATCH:
+            self._append_files()
         digest = files_digest((f.path, f.size, f.sha256, f.state) for f in ordered) if ordered else NO_FILES
-        self._files.end_owner(count, digest, cut=self._files.will_cut(self.run_ids[number], count))
+        self._files.end_owner(count, digest, cut=cut)
+
+    def _append_files(self) -> None:
+        """Give the rows that were collected to the table of files."""
+        if not self._file_rows:
+            return
+        owners, files = zip(*self._file_rows, strict=True)
+        columns = {
+            "owner_kind": ["run"] * len(files),
+            "owner_id": owners,
+            "path": [file.path for file in files],
+            "size": [file.size for file in files],
+            "sha256": [file.sha256 for file in files],
+            "state": [file.state for file in files],
+            "stamp": [file.stamp for file in files],
+        }
+        self._files.append(pa.table(columns, schema=TABLES["files/1"].schema))
+        self._file_rows = []
 
     # -- commit ----------------------------------------------------------------------------------------------------
 
@@ -224,6 +240,7 @@ class Packer:
         notes: Sequence[str],
     ) -> Committed:
         """Write what is left, then the snapshot document. ``created_at`` is in milliseconds."""
+        self._append_files()
         self._files.close()
         counts = {
             "metric_point": sum(self._series.owners.rows),

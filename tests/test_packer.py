@@ -201,21 +201,24 @@ class Forgetful(LocalStorage):
     """A folder whose disk flips a bit in the n-th file that is read back before it is put."""
 
     broken = -1
-    reopened = 0
+    read_back = 0
 
     def stage(self) -> Staged:
-        staged = super().stage()
-        staged.__class__ = type("Broken", (Staged,), {"reopen": self._reopen})
-        return staged
+        storage = self
 
-    def _reopen(self, staged: Staged) -> BinaryIO:
-        staged.finish()
-        if self.reopened == self.broken:
-            data = bytearray(staged.path.read_bytes())
-            data[min(150, len(data) // 3)] ^= 4
-            staged.path.write_bytes(data)
-        self.reopened += 1
-        return staged.path.open("rb")
+        class Broken(Staged):
+            def reopen(self) -> BinaryIO:
+                self.finish()
+                if storage.read_back == storage.broken:
+                    data = bytearray(self.path.read_bytes())
+                    data[min(150, len(data) // 3)] ^= 4
+                    self.path.write_bytes(data)
+                storage.read_back += 1
+                return super().reopen()
+
+        staged = super().stage()
+        staged.__class__ = Broken
+        return staged
 
 
 def test_a_broken_disk_commits_nothing(tmp_path: Path) -> None:
@@ -224,8 +227,8 @@ def test_a_broken_disk_commits_nothing(tmp_path: Path) -> None:
     sound = Forgetful("sound", tmp_path / "sound", create=True)
     committed, _ = pack_content(sound, content)
     checked = [ref for ref in committed.snapshot.objects if ref.role in ("records", "metrics", "files", "index")]
-    assert sound.reopened >= len(checked) > 5
-    for number in range(sound.reopened):
+    assert sound.read_back >= len(checked) > 5
+    for number in range(sound.read_back):
         storage = Forgetful("broken", tmp_path / str(number), create=True)
         storage.broken = number
         with pytest.raises(BundleError):
