@@ -94,7 +94,12 @@ def answers(url: str) -> dict[str, Any]:
 
 
 def _artifacts(url: str, run_id: str, folder: str) -> Iterator[tuple[str, Any]]:
-    for entry in _get(url, "artifacts/list", run_id=run_id, **({"path": folder} if folder else {})).get("files", []):
+    try:
+        listed = _get(url, "artifacts/list", run_id=run_id, **({"path": folder} if folder else {})).get("files", [])
+    except requests.HTTPError as error:  # a folder whose name no client can address: the refusal is the answer
+        yield folder, error.response.status_code
+        return
+    for entry in listed:
         if entry.get("is_dir"):
             yield from _artifacts(url, run_id, entry["path"])
         else:
