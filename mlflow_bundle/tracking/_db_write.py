@@ -393,6 +393,9 @@ def _draft(uri: DatabaseUri) -> tuple[DatabaseUri, tempfile.TemporaryDirectory[s
     """A place for a SQLite database that does not exist yet, so that nothing is written before the first experiment is."""
     if uri.path is None or uri.path.exists():
         return uri, None
+    nearest = next(parent for parent in uri.path.absolute().parents if parent.exists())
+    if not nearest.is_dir():
+        raise ServerError(f"the folder {str(uri.path.parent)!r} of the database cannot be made: {nearest} is a file")
     folder = tempfile.TemporaryDirectory(prefix="mlflow-bundle-")
     return parse_uri(f"sqlite:///{folder.name}/{uri.path.name}"), folder
 
