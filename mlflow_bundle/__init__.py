@@ -12,7 +12,7 @@ from mlflow_bundle.__about__ import __version__
 from mlflow_bundle._bundle import Bundle, verify
 from mlflow_bundle._bundle import open_bundle as open  # noqa: A004 - read as bundle.open
 from mlflow_bundle._limits import Limits, Targets
-from mlflow_bundle._verify import Report as VerifyReport
+from mlflow_bundle._verify._levels import Report as VerifyReport
 from mlflow_bundle.errors import (
     AuthError,
     BundleError,

@@ -24,7 +24,7 @@ from mlflow_bundle._codec import encode
 from mlflow_bundle._digests import hex_of
 from mlflow_bundle._limits import Targets
 from mlflow_bundle._manifest import snapshot_name
-from mlflow_bundle._zipform import Part, write_archive
+from mlflow_bundle._storage._zipform import Part, write_archive
 from mlflow_bundle.records import Experiment, Run
 
 Edit = Callable[[Workshop], None]

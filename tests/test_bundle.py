@@ -19,9 +19,9 @@ from mlflow.entities import ViewType
 
 import mlflow_bundle as bundle
 from mlflow_bundle._limits import Targets
-from mlflow_bundle._local import LocalStorage
 from mlflow_bundle._manifest import find_snapshot
 from mlflow_bundle._storage import open_storage
+from mlflow_bundle._storage._local import LocalStorage
 from mlflow_bundle.errors import BundleNotFoundError, CorruptError, NotFoundError
 from mlflow_bundle.records import ObjectRef
 from tests.building import TINY, content_of, pack_content

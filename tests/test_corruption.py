@@ -17,17 +17,17 @@ from mlflow.entities import Metric, Param, RunTag
 import mlflow_bundle as bundle
 from mlflow_bundle import Targets, _layout
 from mlflow_bundle._codec import LinesWriter, decode, read_lines
-from mlflow_bundle._codes import CODES
 from mlflow_bundle._digests import hex_of
-from mlflow_bundle._findings import Findings
 from mlflow_bundle._limits import Limits
-from mlflow_bundle._objects import Objects
-from mlflow_bundle._onefile import OneFileStorage
-from mlflow_bundle._packcheck import pack_entries
-from mlflow_bundle._place import LocalPlace
-from mlflow_bundle._record_facts import view_facts
-from mlflow_bundle._structure import check_marker
-from mlflow_bundle._table_facts import file_facts, index_facts, series_facts
+from mlflow_bundle._storage._onefile import OneFileStorage
+from mlflow_bundle._storage._place import LocalPlace
+from mlflow_bundle._verify._codes import CODES
+from mlflow_bundle._verify._findings import Findings
+from mlflow_bundle._verify._objects import Objects
+from mlflow_bundle._verify._packcheck import pack_entries
+from mlflow_bundle._verify._record_facts import view_facts
+from mlflow_bundle._verify._structure import check_marker
+from mlflow_bundle._verify._table_facts import file_facts, index_facts, series_facts
 from mlflow_bundle.errors import BundleError, CorruptError, LimitError
 from mlflow_bundle.records import ObjectRef, Snapshot
 from tests.verifying import MemoryStorage, check, codes, files_of, flipped, found, of_role

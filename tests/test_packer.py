@@ -12,14 +12,14 @@ import pytest
 
 import mlflow_bundle as bundle
 from mlflow_bundle import _layout
-from mlflow_bundle._backend import Staged
 from mlflow_bundle._codec import encode, logical_digest
 from mlflow_bundle._digests import hex_of
-from mlflow_bundle._local import LocalStorage
 from mlflow_bundle._manifest import ensure_marker, objects_of, snapshots
 from mlflow_bundle._merkle import MerkleTree, leaf, logical
 from mlflow_bundle._packer import FileRow, Packer
 from mlflow_bundle._storage import Storage, open_storage
+from mlflow_bundle._storage._backend import Staged
+from mlflow_bundle._storage._local import LocalStorage
 from mlflow_bundle._tables import files_digest, series_digests
 from mlflow_bundle.errors import BundleError
 from mlflow_bundle.records import Experiment, KeyValue, Problem, Run

@@ -21,8 +21,8 @@ import rfc8785
 import mlflow_bundle as bundle
 from mlflow_bundle import _tables
 from mlflow_bundle._codec import read_lines
-from mlflow_bundle._codes import CODES
 from mlflow_bundle._limits import Limits
+from mlflow_bundle._verify._codes import CODES
 from mlflow_bundle.errors import BundleError
 
 ROOT = Path(__file__).parent.parent

@@ -16,16 +16,16 @@ import pytest
 
 import mlflow_bundle as bundle
 from mlflow_bundle import _layout
-from mlflow_bundle._codes import CODES
-from mlflow_bundle._contents import Outcome, Part, _check_part
-from mlflow_bundle._findings import Findings
 from mlflow_bundle._limits import DEFAULT_LIMITS, Limits
-from mlflow_bundle._record_facts import view_facts
 from mlflow_bundle._storage import open_storage
-from mlflow_bundle._table_facts import file_facts, series_facts
 from mlflow_bundle._tables import TABLES
 from mlflow_bundle._unsafe import collisions, why_unsafe
-from mlflow_bundle._verify import verify_storage
+from mlflow_bundle._verify._codes import CODES
+from mlflow_bundle._verify._contents import Outcome, Part, _check_part
+from mlflow_bundle._verify._findings import Findings
+from mlflow_bundle._verify._levels import verify_storage
+from mlflow_bundle._verify._record_facts import view_facts
+from mlflow_bundle._verify._table_facts import file_facts, series_facts
 from mlflow_bundle.errors import CorruptError, LimitError, NotFoundError, StorageError, UsageError
 from mlflow_bundle.records import Problem
 from tests.building import Content, content_of, pack_content

@@ -8,9 +8,9 @@ from collections import Counter
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
-from mlflow_bundle._backend import Staged, Storage, checked_path, missing
 from mlflow_bundle._limits import DEFAULT_LIMITS, Limits
-from mlflow_bundle._verify import Report, verify_storage
+from mlflow_bundle._storage._backend import Staged, Storage, checked_path, missing
+from mlflow_bundle._verify._levels import Report, verify_storage
 from mlflow_bundle.errors import CorruptError
 from mlflow_bundle.records import Problem
 

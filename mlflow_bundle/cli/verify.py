@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 
 from mlflow_bundle._bundle import verify as verify_bundle
-from mlflow_bundle._verify import Report
+from mlflow_bundle._verify._levels import Report
 from mlflow_bundle.cli._options import bundle_argument, common, options_of, pass_state, snapshot_option, storage_option
 from mlflow_bundle.cli._output import State, bytes_text, clean, plain, plural, put, say
 from mlflow_bundle.errors import UsageError

@@ -70,10 +70,10 @@ def connect_source(
 ) -> MlflowSource:
     """Open a server or a database for reading."""
     if is_database(uri):
-        from mlflow_bundle.tracking._db_read import DatabaseSource  # noqa: PLC0415 - spares the other road its imports
+        from mlflow_bundle.tracking.database._read import DatabaseSource  # noqa: PLC0415 - spares the other road its imports
 
         return DatabaseSource(uri, artifacts_destination=artifacts_destination, storage_options=artifact_storage_options)
-    from mlflow_bundle.tracking._rest_read import RestSource  # noqa: PLC0415 - imports mlflow, a second and 150 MB
+    from mlflow_bundle.tracking.rest._read import RestSource  # noqa: PLC0415 - imports mlflow, a second and 150 MB
 
     return RestSource(uri, artifacts_destination=artifacts_destination, storage_options=artifact_storage_options, jobs=jobs)
 
@@ -89,7 +89,7 @@ def connect_target(
 ) -> MlflowTarget:
     """Open a server or a database for writing."""
     if is_database(uri):
-        from mlflow_bundle.tracking._db_write import DatabaseTarget  # noqa: PLC0415
+        from mlflow_bundle.tracking.database._write import DatabaseTarget  # noqa: PLC0415
 
         return DatabaseTarget(
             uri,
@@ -98,7 +98,7 @@ def connect_target(
             bundle_id=bundle_id,
             storage_options=artifact_storage_options,
         )
-    from mlflow_bundle.tracking._rest_write import RestTarget  # noqa: PLC0415
+    from mlflow_bundle.tracking.rest._write import RestTarget  # noqa: PLC0415
 
     if artifact_root is not None:
         raise UsageError("artifact_root is for databases; a tracking server decides where its artifacts lie")

@@ -25,11 +25,11 @@ from mlflow_bundle._spool import LineSpool
 from mlflow_bundle._storage import Storage, open_storage
 from mlflow_bundle.errors import IncompleteError, UsageError
 from mlflow_bundle.records import Problem, Run, Scope, Snapshot
-from mlflow_bundle.tracking._artifacts_local import local_path
 from mlflow_bundle.tracking._connect import connect_source, resolve_tracking_uri
 from mlflow_bundle.tracking._files import pack_files
 from mlflow_bundle.tracking._port import MlflowSource
 from mlflow_bundle.tracking._select import Lifecycle, Moment, Selection, select
+from mlflow_bundle.tracking.artifacts._local import local_path
 
 __all__ = ["PackReport", "pack"]
 

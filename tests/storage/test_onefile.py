@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 
 from mlflow_bundle import _layout
-from mlflow_bundle._place import LocalPlace
 from mlflow_bundle._storage import Storage, open_storage
-from mlflow_bundle._zipform import Archive, Part, write_archive
+from mlflow_bundle._storage._place import LocalPlace
+from mlflow_bundle._storage._zipform import Archive, Part, write_archive
 from mlflow_bundle.errors import BundleError, CorruptError, StorageError
 from tests.fixtures.s3 import Bucket
 from tests.storage.suite import SNAPSHOT, Opener, StorageTests, path_of, put

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from mlflow_bundle import _layout
-from mlflow_bundle._local import LocalStorage
-from mlflow_bundle._onefile import OneFileStorage
-from mlflow_bundle._remote import RemoteStorage
 from mlflow_bundle._storage import open_storage
+from mlflow_bundle._storage._local import LocalStorage
+from mlflow_bundle._storage._onefile import OneFileStorage
+from mlflow_bundle._storage._remote import RemoteStorage
 from mlflow_bundle.errors import BundleNotFoundError, CorruptError, StorageError, UsageError
 from tests.storage.suite import SNAPSHOT, put
 

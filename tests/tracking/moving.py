@@ -11,9 +11,9 @@ from typing import Any, BinaryIO
 
 import sqlalchemy
 
-from mlflow_bundle.tracking._db_read import DatabaseSource
-from mlflow_bundle.tracking._db_write import DatabaseTarget
 from mlflow_bundle.tracking._port import OpenBlob, PlannedRun, RunQuery, RunResult
+from mlflow_bundle.tracking.database._read import DatabaseSource
+from mlflow_bundle.tracking.database._write import DatabaseTarget
 
 TABLES = (
     "experiments",

@@ -23,10 +23,10 @@ from mlflow.store.artifact.artifact_repository_registry import _artifact_reposit
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from mlflow_bundle.errors import BundleError, ServerError, StorageError, UsageError
-from mlflow_bundle.tracking._artifacts import artifact_store
-from mlflow_bundle.tracking._artifacts_http import unspeakable
 from mlflow_bundle.tracking._port import ArtifactStore, FileInfo
 from mlflow_bundle.tracking._rest import RestClient
+from mlflow_bundle.tracking.artifacts import artifact_store
+from mlflow_bundle.tracking.artifacts._http import unspeakable
 from tests.fixtures.content import ODD_NAMES, PLAIN_NAMES, ContentSummary, make_awkward_content
 from tests.fixtures.s3 import Bucket, s3_options
 from tests.fixtures.server import MlflowServer, ServerFactory, free_port

@@ -29,10 +29,10 @@ from msgspec import UNSET
 from mlflow_bundle._tables import series_digests, sort_series
 from mlflow_bundle.errors import AuthError, BundleError, CorruptError, NotFoundError, ServerError, UnsupportedError, UsageError
 from mlflow_bundle.records import Run, order_key
-from mlflow_bundle.tracking import _db_read
-from mlflow_bundle.tracking._db import parse_uri
-from mlflow_bundle.tracking._db_read import DatabaseSource
 from mlflow_bundle.tracking._port import SERIES_SCHEMA, RunQuery
+from mlflow_bundle.tracking.database import _read as _db_read
+from mlflow_bundle.tracking.database._connection import parse_uri
+from mlflow_bundle.tracking.database._read import DatabaseSource
 from tests.fixtures.content import ContentSummary
 from tests.tracking.moving import execute, file_of, move, rows
 
@@ -591,7 +591,7 @@ def test_reading_leaves_the_file_as_it_was(awkward_database: Awkward) -> None:
 def test_reading_needs_no_mlflow(awkward_database: Awkward) -> None:
     """Importing MLflow costs more than reading most databases."""
     code = (
-        "import sys; from mlflow_bundle.tracking._db_read import DatabaseSource as S; "
+        "import sys; from mlflow_bundle.tracking.database._read import DatabaseSource as S; "
         "from mlflow_bundle.tracking._port import RunQuery; "
         f"s = S({awkward_database[0]!r}); print(sum(len(b) for b in s.runs(RunQuery()))); s.experiments(); s.close(); "
         "assert not {'mlflow', 'sqlalchemy'} & set(sys.modules)"

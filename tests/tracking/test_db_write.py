@@ -25,12 +25,14 @@ from msgspec import UNSET, structs
 
 from mlflow_bundle.errors import CannotHoldError, ServerError, UnsupportedError, UsageError
 from mlflow_bundle.records import Dataset, DatasetInput, Experiment, KeyValue, Run
-from mlflow_bundle.tracking import _db, _db_read, _db_schema
-from mlflow_bundle.tracking._db import parse_uri
-from mlflow_bundle.tracking._db_places import Places
-from mlflow_bundle.tracking._db_read import DatabaseSource
-from mlflow_bundle.tracking._db_write import DatabaseTarget
 from mlflow_bundle.tracking._port import SERIES_SCHEMA, PlannedRun, RunQuery, RunResult, TargetExperiment
+from mlflow_bundle.tracking.database import _connection as _db
+from mlflow_bundle.tracking.database import _read as _db_read
+from mlflow_bundle.tracking.database import _schema as _db_schema
+from mlflow_bundle.tracking.database._connection import parse_uri
+from mlflow_bundle.tracking.database._places import Places
+from mlflow_bundle.tracking.database._read import DatabaseSource
+from mlflow_bundle.tracking.database._write import DatabaseTarget
 from tests.fixtures.content import ContentSummary
 from tests.tracking.moving import TABLES, Blobs, content, execute, file_of, move, place, restore, rows
 from tests.tracking.test_db_read import old_database
@@ -657,7 +659,7 @@ def test_a_killed_process_leaves_no_half_run(awkward_database: Awkward, bare: st
     uri = awkward_database[0]
     code = f"""
 import os, signal, threading, time
-from mlflow_bundle.tracking import _db_points
+from mlflow_bundle.tracking.database import _points as _db_points
 from tests.tracking.moving import move
 insert = _db_points.PointStage.insert
 def killed(self, condition="1 = 1"):
@@ -715,7 +717,7 @@ def test_the_revision_is_that_of_the_installed_mlflow() -> None:
 def test_an_existing_database_needs_no_mlflow(bare: str) -> None:
     """MLflow is imported only to make the tables of an empty database."""
     code = (
-        "import sys; from mlflow_bundle.tracking._db_write import DatabaseTarget; "
+        "import sys; from mlflow_bundle.tracking.database._write import DatabaseTarget; "
         f"t = DatabaseTarget({bare!r}, bundle_id='b'); t.experiments(); t.close(); assert 'mlflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

@@ -14,7 +14,7 @@ from mlflow.entities import Metric, Param
 
 import mlflow_bundle as bundle
 from mlflow_bundle.errors import BundleError
-from mlflow_bundle.tracking._artifacts_local import LocalArtifacts
+from mlflow_bundle.tracking.artifacts._local import LocalArtifacts
 
 START = 1_700_000_000_000
 #: So small that these few runs make many objects of each role.
@@ -54,7 +54,7 @@ class Tracked:
 @pytest.fixture
 def tracked(empty_mlflow: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tracked:
     # The stamp of a file that has just changed is not trusted, and so it would be read again: here all have just changed.
-    monkeypatch.setattr("mlflow_bundle.tracking._artifacts_local.RACY_NANOSECONDS", 0)
+    monkeypatch.setattr("mlflow_bundle.tracking.artifacts._local.RACY_NANOSECONDS", 0)
     client = MlflowClient(empty_mlflow)
     artifacts = tmp_path / "artifacts"
     made = Tracked(empty_mlflow, client, client.create_experiment("churn", artifact_location=str(artifacts)), artifacts)

@@ -22,7 +22,7 @@ import mlflow_bundle as bundle
 from mlflow_bundle._digests import hex_of
 from mlflow_bundle._layout import object_hex
 from mlflow_bundle.errors import IncompleteError, NotFoundError, UsageError
-from mlflow_bundle.tracking._artifacts_local import LocalArtifacts
+from mlflow_bundle.tracking.artifacts._local import LocalArtifacts
 
 #: 2026-11-01T00:00:00Z
 NOVEMBER = 1_793_491_200_000
@@ -337,7 +337,7 @@ def test_a_name_that_is_no_text_is_a_problem(source: Source, tmp_path: Path) -> 
 PACK = """
 import sys, time
 from mlflow_bundle import Targets, pack
-from mlflow_bundle._local import LocalStorage
+from mlflow_bundle._storage._local import LocalStorage
 put = LocalStorage.put
 count = 0
 

@@ -18,9 +18,10 @@ from msgspec import UNSET
 from mlflow_bundle._tables import series_digests, sort_series
 from mlflow_bundle.errors import NotFoundError, UsageError
 from mlflow_bundle.records import Run, order_key
-from mlflow_bundle.tracking import _rest_history, _rest_read
 from mlflow_bundle.tracking._port import SERIES_SCHEMA, RunQuery
-from mlflow_bundle.tracking._rest_read import RestSource
+from mlflow_bundle.tracking.rest import _history as _rest_history
+from mlflow_bundle.tracking.rest import _read as _rest_read
+from mlflow_bundle.tracking.rest._read import RestSource
 from tests.fixtures.content import START, ContentSummary, make_awkward_content
 from tests.fixtures.server import MlflowServer
 

@@ -22,11 +22,11 @@ from msgspec import UNSET
 from mlflow_bundle._tables import series_digests, sort_series
 from mlflow_bundle.errors import CorruptError, ServerError
 from mlflow_bundle.records import Dataset, DatasetInput, Experiment, KeyValue, Run
-from mlflow_bundle.tracking import _rest_restore
 from mlflow_bundle.tracking._port import SERIES_SCHEMA, SOURCE_TAG_PREFIX, PlannedRun, RunQuery, RunResult, TargetExperiment
-from mlflow_bundle.tracking._rest_limits import Limits
-from mlflow_bundle.tracking._rest_read import RestSource
-from mlflow_bundle.tracking._rest_write import RestTarget
+from mlflow_bundle.tracking.rest import _restore as _rest_restore
+from mlflow_bundle.tracking.rest._limits import Limits
+from mlflow_bundle.tracking.rest._read import RestSource
+from mlflow_bundle.tracking.rest._write import RestTarget
 from tests.fixtures.content import START, ContentSummary, make_awkward_content
 from tests.fixtures.server import MlflowServer
 from tests.tracking.http_peer import forward, serve

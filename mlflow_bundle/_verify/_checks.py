@@ -1,0 +1,453 @@
+"""Whether the objects of a snapshot agree with each other and with what the snapshot says (spec/v1.md, 4 to 6 and 8)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlflow_bundle import _layout
+from mlflow_bundle._manifest import Committed
+from mlflow_bundle._merkle import MerkleTree, leaf, logical
+from mlflow_bundle._tables import NO_FILES, NO_SERIES
+from mlflow_bundle._verify._findings import Findings
+from mlflow_bundle._verify._objects import Objects
+from mlflow_bundle._verify._record_facts import NO_LATEST, RecordFacts, ViewFacts
+from mlflow_bundle._verify._table_facts import CONTENTS, EXTENTS, Extents, IndexFacts, OwnerFacts
+from mlflow_bundle.records import KINDS, ObjectRef
+
+__all__ = ["TablesCheck"]
+
+_KNOWN_ROLES: Final = (
+    _layout.RECORDS,
+    _layout.METRICS,
+    _layout.FILES,
+    _layout.INDEX,
+    _layout.VIEWS,
+    _layout.LISTS,
+    _layout.PACKS,
+    _layout.BLOBS,
+)
+_RUN: Final = "run"
+_EXPERIMENT: Final = "experiment"
+_EXAMPLES: Final = 3
+
+
+class TablesCheck:
+    """The check of all records and tables of one snapshot. ``run`` it once.
+
+    Afterwards: ``extents`` and ``paths`` are the index as far as it is sound; ``lost`` are, for a code and an object, the
+    contents (hex) that a problem touches.
+    """
+
+    def __init__(self, objects: Objects, committed: Committed, refs: Sequence[ObjectRef], findings: Findings) -> None:
+        self._objects, self._refs, self._findings = objects, refs, findings
+        self._snapshot = committed.snapshot
+        self._path = _layout.snapshot_path(committed.stem)
+        self._records: dict[str, pa.Table] = {}
+        self._series = _Owners(_layout.METRICS, NO_SERIES)
+        self._files = _Owners(_layout.FILES, NO_FILES)
+        self._contents = np.empty(0, CONTENTS)
+        self._file_bytes = 0
+        self.extents: Extents = np.empty(0, EXTENTS)
+        self.paths: list[str] = []
+        self.lost: dict[tuple[str, str], set[str]] = defaultdict(set)
+
+    def run(self) -> None:
+        """Check everything."""
+        shards = self._check_records()
+        views = self._read_views()
+        self._check_series()
+        self._check_files()
+        self._check_owners()
+        self._check_views(shards, views)
+        self._check_roots()
+        self._check_index()
+        self._objects.whole([ref for ref in self._refs if self._is_unknown(ref)], self._findings)
+
+    def _of(self, role: str, kind: str | None = None) -> list[ObjectRef]:
+        return [ref for ref in self._refs if ref.role == role and kind in (None, ref.kind)]
+
+    def _is_unknown(self, ref: ObjectRef) -> bool:
+        return ref.role not in _KNOWN_ROLES or (ref.role == _layout.VIEWS and ref.kind != _RUN)
+
+    def _add(self, code: str, message: str, path: str | None = None, runs: Iterable[str] = ()) -> None:
+        self._findings.add(code, message, object=self._path if path is None else path, runs=runs)
+
+    def _unread(self, *roles: str) -> list[str]:
+        """The objects of these roles that could not be used."""
+        return [ref.path for ref in self._refs if ref.role in roles and ref.path in self._objects.damaged]
+
+    def _skip(self, what: str, *roles: str) -> bool:
+        """Whether something cannot be checked because objects of these roles could not be used; that is stated then."""
+        unread = self._unread(*roles)
+        if unread:
+            self._findings.state(f"{what}: {_listed(unread)} could not be used")
+        return bool(unread)
+
+    # -- records ---------------------------------------------------------------------------------------------------------
+
+    def _check_records(self) -> list[tuple[ObjectRef, RecordFacts | None]]:
+        """Rows, digests, order and ids of all records. The objects of runs."""
+        by_kind: dict[str, list[ObjectRef]] = defaultdict(list)
+        for ref in self._of(_layout.RECORDS):
+            by_kind[ref.kind if isinstance(ref.kind, str) else ""].append(ref)
+        shards: list[tuple[ObjectRef, RecordFacts | None]] = []
+        for kind, refs in by_kind.items():
+            tables, last = [], None
+            for ref, facts in self._objects.records(refs, self._findings):
+                if kind == _RUN:
+                    shards.append((ref, facts))
+                if facts is None:
+                    continue
+                self._check_shard(ref, facts, known=kind in KINDS)
+                if last and facts.first and facts.first <= last and facts.first[1] != last[1]:
+                    self._add("E061", f"{ref.path} begins with {kind} {facts.first[1]}, which belongs before it", ref.path)
+                last = facts.last or last
+                tables.append(facts.table)
+            if tables:
+                self._records[kind] = pa.concat_tables(tables)
+            if kind in KINDS:
+                self._check_ids(kind)
+        self._check_experiments()
+        return shards
+
+    def _check_shard(self, ref: ObjectRef, facts: RecordFacts, *, known: bool) -> None:
+        said: list[Any] = [ref.rows, ref.content]
+        found: list[Any] = [facts.rows, facts.content]
+        if known:
+            said += [ref.first, ref.last]
+            found += [facts.first, facts.last]
+        if said != found:
+            self._add("E034", f"{ref.path} has other rows, content or order keys than the snapshot says", ref.path)
+
+    def _check_ids(self, kind: str) -> None:
+        ids = self._column(kind, "id")
+        if len(pc.unique(ids)) != len(ids):
+            counts = pc.value_counts(ids)
+            twice = counts.field(0).filter(pc.greater(counts.field(1), 1)).to_pylist()
+            runs = twice if kind == _RUN else ()
+            self._add("E062", f"the snapshot has several records of {kind} {_listed(twice)}", runs=runs)
+
+    def _column(self, kind: str, name: str) -> pa.ChunkedArray:
+        table = self._records.get(kind)
+        return pa.chunked_array([], pa.string()) if table is None else table.column(name)
+
+    def _check_experiments(self) -> None:
+        if _RUN not in self._records or self._skip("the experiments of runs", _layout.RECORDS):
+            return
+        known = pc.unique(self._column(_EXPERIMENT, "id"))
+        lost = self._records[_RUN].filter(pc.invert(pc.is_in(self._column(_RUN, "experiment_id"), value_set=known)))
+        for name in pc.unique(lost.column("experiment_id")).to_pylist():
+            runs = lost.filter(pc.equal(lost.column("experiment_id"), name)).column("id").to_pylist()
+            self._add("E063", f"experiment {name} of run {_listed(runs)} has no record", runs=runs)
+
+    # -- metrics and files -----------------------------------------------------------------------------------------------
+
+    def _check_series(self) -> None:
+        for ref, facts in self._objects.series(self._of(_layout.METRICS), self._findings):
+            if facts is not None:
+                self._check_table(ref, facts.rows, facts.content)
+                self._series.take(ref.path, facts)
+
+    def _check_files(self) -> None:
+        contents = [self._contents]
+        for ref, facts in self._objects.files(self._of(_layout.FILES), self._findings):
+            if facts is not None:
+                self._check_table(ref, facts.rows, facts.content)
+                self._files.take(ref.path, facts)
+                self._file_bytes += facts.file_bytes
+                contents = [np.unique(np.concatenate([*contents, facts.contents]))]
+                if facts.strangers:
+                    self._findings.state(f"files in {ref.path} of owners that this release does not know")
+        self._contents = contents[0]
+
+    def _check_table(self, ref: ObjectRef, rows: int, content: str | None = None) -> None:
+        if ref.rows != rows or (content is not None and ref.content != content):
+            self._add("E044", f"{ref.path} has other rows or another content than the snapshot says", ref.path)
+
+    def _check_owners(self) -> None:
+        """Every owner has one place and a record, in the order of the records."""
+        unread = self._skip("whether all owners of metric points and files have records", _layout.RECORDS)
+        runs = self._column(_RUN, "id")
+        for owners in (self._series, self._files):
+            table = owners.table()
+            names = table.column("owner")
+            for run in _twice(names):
+                self._add("E042", f"run {run} has rows in several objects of role {owners.role}", runs=[run])
+            known = pc.index_in(names, value_set=_plain(runs)) if len(runs) else pa.nulls(len(names), pa.int32())
+            places = np.asarray(pc.fill_null(known, -1)).astype(np.int64)
+            if not unread:
+                for row in np.flatnonzero(places < 0).tolist():
+                    run, path = names[row].as_py(), table.column("object")[row].as_py()
+                    self._add("E046", f"{path} holds rows of run {run}, which has no record", path, [run])
+            there = places >= 0
+            falls = np.flatnonzero(np.diff(places[there]) < 0)
+            if len(falls) and not self._findings.has("E061"):
+                path = table.column("object").filter(pa.array(there))[int(falls[0]) + 1].as_py()
+                self._add("E042", f"{path} holds runs in another order than that of their records", path)
+        self._check_own_experiments()
+
+    def _check_own_experiments(self) -> None:
+        """The metric points of a run name the experiment of its record."""
+        table, runs = self._series.table(), self._records.get(_RUN)
+        if runs is None:
+            return
+        places = pc.index_in(table.column("owner"), value_set=_plain(runs.column("id")))
+        expected = runs.column("experiment_id").take(places)
+        for row in np.flatnonzero(np.asarray(pc.fill_null(pc.not_equal(expected, table.column("experiment")), False))).tolist():
+            run, path = table.column("owner")[row].as_py(), table.column("object")[row].as_py()
+            self._add("E046", f"{path} holds metric points of run {run} in another experiment than its record", path, [run])
+
+    # -- views -----------------------------------------------------------------------------------------------------------
+
+    def _read_views(self) -> list[tuple[ObjectRef, ViewFacts | None]]:
+        views = list(self._objects.views(self._of(_layout.VIEWS, _RUN), self._findings))
+        for ref, facts in views:
+            if facts is not None:
+                self._check_table(ref, facts.rows)
+        return views
+
+    def _check_views(
+        self,
+        shards: Sequence[tuple[ObjectRef, RecordFacts | None]],
+        views: Sequence[tuple[ObjectRef, ViewFacts | None]],
+    ) -> None:
+        if len(shards) != len(views):
+            self._add("E060", f"there are {len(views):,} runs views for {len(shards):,} records objects of runs")
+            return
+        for (shard, records), (view, facts) in zip(shards, views, strict=True):
+            if facts is None:
+                continue
+            if records is not None:
+                self._compare_records(shard, records, view, facts)
+            runs = facts.table.column("run_id")
+            self._compare_owners(view, facts, "metric", self._series, runs)
+            self._compare_owners(view, facts, "file", self._files, runs)
+        self._skip("all that the runs views say of metric points and files", _layout.METRICS, _layout.FILES)
+
+    def _compare_records(self, shard: ObjectRef, records: RecordFacts, view: ObjectRef, facts: ViewFacts) -> None:
+        runs = facts.table.column("run_id")
+        if not _plain(runs).equals(_plain(records.table.column("id"))):
+            self._add("E060", f"{view.path} has other runs than the records in {shard.path}", view.path)
+            return
+        for name in ("shown", "record_digest", "frame_offset", "frame_length"):
+            self._compare(view, runs, name, records.table.column(name), facts.table.column(name))
+        self._compare(view, runs, "record_object", pa.repeat(shard.path, facts.rows), facts.table.column("record_object"))
+        if not self._unread(_layout.RECORDS):
+            places = pc.index_in(records.table.column("experiment_id"), value_set=_plain(self._column(_EXPERIMENT, "id")))
+            names = self._column(_EXPERIMENT, "name").take(places)
+            self._compare(view, runs, "experiment_name", names, facts.table.column("experiment_name"))
+
+    def _compare_owners(self, view: ObjectRef, facts: ViewFacts, prefix: str, owners: _Owners, runs: pa.ChunkedArray) -> None:
+        """What a view says of the rows of its runs in one table."""
+        expected = owners.rows_of(runs)
+        said = facts.table.column(f"{prefix}_object")
+        skip = None
+        if self._unread(owners.role):  # what the view places elsewhere cannot be compared
+            known = pc.is_in(said, value_set=pc.unique(owners.table().column("object")))
+            skip = pc.and_not(pc.is_valid(said), known)
+        for name in ("rows", "digest", "object", "start"):
+            self._compare(view, runs, f"{prefix}_{name}", expected.column(name), facts.table.column(f"{prefix}_{name}"), skip)
+        if prefix == "metric":
+            self._compare(view, runs, "latest_metrics", expected.column("latest"), facts.table.column("latest"), skip)
+
+    def _compare(  # noqa: PLR0917 - what is compared, then with what
+        self, view: ObjectRef, runs: pa.ChunkedArray, name: str, expected: Any, found: Any, skip: Any = None
+    ) -> None:
+        expected, found = _plain(expected), _plain(found)
+        both_null = pc.and_(pc.is_null(expected), pc.is_null(found))
+        differs = pc.and_not(pc.fill_null(pc.not_equal(expected, found), True), both_null)
+        if skip is not None:
+            differs = pc.and_not(differs, _plain(skip))
+        if pc.any(differs).as_py():
+            wrong = _plain(runs).filter(differs).to_pylist()
+            what = "what it repeats of the record" if name == "shown" else name
+            self._add(
+                "E060", f"{view.path} says something else of run {_listed(wrong)} than its objects: {what}", view.path, wrong
+            )
+
+    # -- the snapshot ----------------------------------------------------------------------------------------------------
+
+    def _check_roots(self) -> None:
+        counts: dict[str, int] = {}
+        if not self._unread(_layout.METRICS):
+            counts["metric_point"] = self._series.rows
+        if not self._unread(_layout.FILES):
+            counts |= {"file": self._files.rows, "file_bytes": self._file_bytes}
+        if not self._unread(_layout.RECORDS):
+            counts |= {kind: len(self._column(kind, "id")) for kind in KINDS}
+        for name, count in counts.items():
+            said = self._snapshot.counts.get(name)
+            if said != count:
+                self._add("E064", f"the snapshot counts {said} of {name}; it has {count:,}")
+        if self._skip("the logical root and some counts", _layout.RECORDS, _layout.METRICS, _layout.FILES):
+            return
+        trees: dict[str, MerkleTree] = {}
+        for kind, parts in self._leaves():
+            trees.setdefault(kind, MerkleTree()).add(leaf(kind, *parts))
+        found, said_logical = logical(trees), self._snapshot.logical
+        if found != said_logical:
+            kinds = sorted(found.kinds.keys() | said_logical.kinds.keys())
+            other = [kind for kind in kinds if found.kinds.get(kind) != said_logical.kinds.get(kind)]
+            self._add("E065", f"the logical root is {found.root}, not {said_logical.root}; other records: {_listed(other)}")
+
+    def _leaves(self) -> Iterator[tuple[str, tuple[bytes, ...]]]:
+        for kind, table in self._records.items():
+            for batch in table.to_batches():
+                digests = batch.column("logical").to_pylist()
+                if kind != _RUN:
+                    yield from ((kind, (digest,)) for digest in digests)
+                    continue
+                runs = batch.column("id")
+                series, files = (owners.rows_of(runs).column("digest").to_pylist() for owners in (self._series, self._files))
+                for digest, one, two in zip(digests, series, files, strict=True):
+                    yield kind, (digest, bytes.fromhex(one), bytes.fromhex(two))
+
+    # -- the index -------------------------------------------------------------------------------------------------------
+
+    def _check_index(self) -> None:
+        sizes = {ref.path: ref.size for ref in self._refs if ref.role in (_layout.PACKS, _layout.BLOBS)}
+        numbers: dict[str, int] = {}
+        parts = [self.extents]
+        for ref, facts in self._objects.index(self._of(_layout.INDEX), self._findings):
+            if facts is not None:
+                self._check_table(ref, facts.rows)
+                part = facts.extents.copy()
+                local = [numbers.setdefault(path, len(numbers)) for path in facts.paths]
+                part["object"] = np.array([*local, 0], np.int32)[part["object"]]
+                parts.append(part[self._inside(ref, facts, sizes)])
+        extents = np.concatenate(parts)
+        self.paths = list(numbers)
+        self.extents = extents[np.lexsort((extents["object"], extents["part"], extents["sha256"]))]
+        self._check_contents()
+
+    def _inside(self, ref: ObjectRef, facts: IndexFacts, sizes: dict[str, int]) -> npt.NDArray[np.bool_]:
+        """Which extents lie inside objects that the snapshot lists, and can be decoded."""
+        rows = facts.extents
+        size = np.array([*(sizes.get(path, -1) for path in facts.paths), -1], np.int64)[rows["object"]]
+        negative = (rows["offset"] < 0) | (rows["length"] < 0) | (rows["raw"] < 0) | (rows["part"] < 0)
+        outside = negative | (rows["offset"] > size) | (rows["length"] > size - np.minimum(rows["offset"], size))
+        checks = (
+            ("E051", "in an object that the snapshot does not list", size < 0),
+            ("E051", "beyond the bounds of an object", (size >= 0) & outside),
+            ("E051", "with an unknown codec", rows["codec"] < 0),
+            ("E052", "of two lengths", (rows["codec"] == 0) & (rows["raw"] != rows["length"])),
+        )
+        bad = np.zeros(len(rows), bool)
+        for code, what, wrong in checks:
+            if wrong.any():
+                digests = _hex(rows["sha256"][wrong])
+                self._add(code, f"{ref.path} places content {_listed(digests)} {what}", ref.path)
+                self.lost[code, ref.path].update(digests)
+            bad |= wrong
+        return ~bad
+
+    def _check_contents(self) -> None:
+        """Every content that a file names has all its parts, of the right lengths."""
+        rows = self.extents
+        again = (rows["sha256"][1:] == rows["sha256"][:-1]) & (rows["part"][1:] == rows["part"][:-1])
+        other = again & (rows["raw"][1:] != rows["raw"][:-1])
+        self._lose("E051", "is divided into parts in several ways", rows["sha256"][1:][other])
+        rows = rows[np.concatenate(([True], ~again))] if len(rows) else rows
+        digests, starts, counts = np.unique(rows["sha256"], return_index=True, return_counts=True)
+        used = self._contents
+        place = np.searchsorted(digests, used["sha256"])
+        found = np.zeros(len(used), bool)
+        if len(digests):
+            place = np.minimum(place, len(digests) - 1)
+            found = digests[place] == used["sha256"]
+            ends = starts + counts - 1
+            whole = (rows["part"][starts] == 0) & (rows["part"][ends] == counts - 1)
+            raw = np.add.reduceat(rows["raw"], starts)
+            self._lose("E051", "lacks parts in the index", used["sha256"][found & ~whole[place]])
+            wrong = found & whole[place] & (raw[place] != used["size"])
+            self._lose("E050", "has another size than a file that names it", used["sha256"][wrong])
+        unplaced = used["sha256"][~found]
+        if unread := self._unread(_layout.INDEX):
+            if len(unplaced):
+                self._findings.state(f"{len(unplaced):,} contents: {_listed(unread)} could not be used")
+                for path in unread:
+                    self.lost["", path].update(_hex(unplaced))
+            return
+        bad = {digest for (code, _), lost in self.lost.items() if code.startswith("E05") for digest in lost}
+        self._lose("E051", "is not in the index", np.array([d for d in unplaced if _hex([d])[0] not in bad], "S32"))
+
+    def _lose(self, code: str, what: str, digests: npt.NDArray[np.bytes_]) -> None:
+        if len(digests):
+            lost = _hex(np.unique(digests))
+            self._add(code, f"content {_listed(lost)} {what}")
+            self.lost[code, self._path].update(lost)
+
+
+class _Owners:
+    """The owners of all objects of one role."""
+
+    def __init__(self, role: str, nothing: str) -> None:
+        self.role = role
+        self.rows = 0
+        self._nothing = nothing
+        self._parts: list[pa.Table] = []
+        self._table: pa.Table | None = None
+
+    def take(self, path: str, facts: OwnerFacts) -> None:
+        """Add an object."""
+        count = len(facts.owners)
+        self.rows += facts.rows
+        self._parts.append(
+            pa.table(
+                {
+                    "owner": pa.array(facts.owners, pa.string()),
+                    "rows": pa.array(facts.counts, pa.int64()),
+                    "digest": pa.array(facts.digests, pa.string()),
+                    "object": pa.repeat(path, count),
+                    "start": pa.array(facts.starts, pa.int64()),
+                    "experiment": pa.array(facts.experiments or list[str | None]([None]) * count, pa.string()),
+                    "latest": pa.array(facts.latest or [NO_LATEST] * count, pa.binary(len(NO_LATEST))),
+                }
+            )
+        )
+        self._table = None
+
+    def table(self) -> pa.Table:
+        """All of them: ``owner``, ``rows``, ``digest``, ``object``, ``start``, ``experiment``, ``latest``."""
+        if self._table is None:
+            if not self._parts:
+                self.take("", OwnerFacts())
+            self._table = pa.concat_tables(self._parts).combine_chunks()
+        return self._table
+
+    def rows_of(self, runs: Any) -> pa.Table:
+        """What the tables have of each of some runs, in their order; of one without rows what the view says then."""
+        table = self.table()
+        found = table.take(pc.index_in(_plain(runs), value_set=_plain(table.column("owner"))))
+        defaults = {"rows": 0, "start": 0, "digest": self._nothing, "latest": pa.scalar(NO_LATEST, pa.binary(len(NO_LATEST)))}
+        for name, value in defaults.items():
+            found = found.set_column(found.schema.get_field_index(name), name, pc.fill_null(found.column(name), value))
+        return found
+
+
+def _plain(column: Any) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _twice(names: pa.ChunkedArray) -> list[str]:
+    counts = pc.value_counts(names)
+    repeated: list[str] = counts.field(0).filter(pc.greater(counts.field(1), 1)).to_pylist()
+    return repeated
+
+
+def _hex(digests: Iterable[bytes]) -> list[str]:
+    """Digests in hex; numpy strips zeros at the end of its byte strings."""
+    return [bytes(digest).ljust(32, b"\0").hex() for digest in digests]
+
+
+def _listed(names: Sequence[Any]) -> str:
+    """The first few names, and how many more there are."""
+    more = len(names) - _EXAMPLES
+    return ", ".join(map(str, names[:_EXAMPLES])) + (f" and {more:,} more" if more > 0 else "")

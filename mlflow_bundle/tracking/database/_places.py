@@ -1,0 +1,65 @@
+"""Where the artifacts of restored experiments and runs lie, as a database says it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from msgspec import UnsetType
+
+from mlflow_bundle.records import Run
+from mlflow_bundle.tracking.database._connection import DatabaseUri
+
+__all__ = ["Places"]
+
+_PROXY_SCHEME: Final = "mlflow-artifacts:"
+
+
+class Places:
+    """The rule for artifact locations at one target.
+
+    With ``artifacts_destination`` a server will serve the database, and what lay behind a server stays at
+    ``mlflow-artifacts:``. Everything else goes to ``<root>/<experiment id>/<run id>/artifacts``. ``root`` is None where nobody
+    named one: locations then stay as they were, and no file can be written.
+    """
+
+    def __init__(self, uri: DatabaseUri, artifact_root: str | None, artifacts_destination: str | None) -> None:
+        self._served = artifacts_destination is not None
+        self.root: str | None = None
+        if artifact_root is not None:
+            self.root = artifact_root.rstrip("/") if "://" in artifact_root else _absolute(artifact_root)
+        elif self._served:
+            self.root = _PROXY_SCHEME
+        elif uri.path is not None:
+            self.root = str(uri.path.absolute().parent / "mlruns")
+
+    def of_experiment(self, location: str | UnsetType, source_id: str, target_id: str) -> str | UnsetType:
+        """The location of an experiment that has the id ``source_id`` in the archive."""
+        kept = self._proxied(location, source_id, target_id)
+        if kept is not None:
+            return kept
+        return location if self.root is None else f"{self.root}/{target_id}"
+
+    def of_run(self, run: Run, target_id: str) -> str | UnsetType:
+        """The location of an archived run in the experiment ``target_id``."""
+        kept = self._proxied(run.artifact_uri, run.experiment_id, target_id)
+        if kept is not None:
+            return kept
+        return run.artifact_uri if self.root is None else f"{self.root}/{target_id}/{run.run_id}/artifacts"
+
+    def _proxied(self, location: str | UnsetType, source_id: str, target_id: str) -> str | None:
+        """A location behind a server as it stays, with the experiment id of this target, without the name of the old server."""
+        if not self._served or not location or not location.startswith(_PROXY_SCHEME):
+            return None
+        path = location.removeprefix(_PROXY_SCHEME)
+        if path.startswith("//"):
+            path = "/" + path[2:].partition("/")[2]
+        parts = path.split("/")
+        if source_id != target_id and parts[1:2] == [source_id]:
+            parts[1] = target_id
+        return _PROXY_SCHEME + "/".join(parts)
+
+
+def _absolute(root: str) -> str:
+    """A local root as it means the same from every working folder; ``mlflow-artifacts:`` and ``file:`` stay."""
+    return root.rstrip("/") if root.startswith((_PROXY_SCHEME, "file:")) else str(Path(root).absolute())

@@ -1,0 +1,443 @@
+"""Reads runs out of an MLflow database, of any schema from MLflow 1.30 on, in one read transaction."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, BinaryIO, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlflow_bundle._tables import sort_series
+from mlflow_bundle.errors import CorruptError, NotFoundError, UsageError
+from mlflow_bundle.records import Dataset, DatasetInput, Experiment, KeyValue, Run, Source, order_key
+from mlflow_bundle.tracking._filter import matching
+from mlflow_bundle.tracking._port import SERIES_SCHEMA, ArtifactStore, FileInfo, RunQuery
+from mlflow_bundle.tracking.artifacts import artifact_store
+from mlflow_bundle.tracking.database._connection import Connection, columns_of, literals, parse_uri, revision_of
+
+__all__ = ["DatabaseSource"]
+
+#: Runs of one batch, and ids of one SQL ``IN``.
+BATCH_RUNS: Final = 1000
+#: Metric points that are fetched at a time, and those from which on a run is streamed on its own.
+CHUNK_POINTS: Final = 250_000
+STREAMED_POINTS: Final = 500_000
+#: From this many runs on, one scan that counts all points is cheaper than asking for each.
+_COUNT_ALL_FROM: Final = 20_000
+
+_REQUIRED_TABLES: Final = ("experiments", "runs", "metrics", "params", "tags")
+#: What newer schemas have and older ones lack.
+_LATER: Final = (
+    ("experiments", "creation_time"),
+    ("experiments", "last_update_time"),
+    ("experiments", "workspace"),
+    ("experiment_tags", ""),
+    ("runs", "deleted_time"),
+    ("datasets", ""),
+    ("inputs", ""),
+    ("input_tags", ""),
+)
+
+
+def _schema(*columns: tuple[str, pa.DataType, bool]) -> pa.Schema:
+    return pa.schema([pa.field(name, kind, nullable=nullable) for name, kind, nullable in columns])
+
+
+_TEXT, _INTEGER = pa.string(), pa.int64()
+_EXPERIMENT_COLUMNS: Final = _schema(
+    ("experiment_id", _INTEGER, False),
+    ("name", _TEXT, False),
+    ("lifecycle_stage", _TEXT, True),
+    ("artifact_location", _TEXT, True),
+    ("creation_time", _INTEGER, True),
+    ("last_update_time", _INTEGER, True),
+    ("workspace", _TEXT, True),
+)
+#: Columns of the table ``runs`` by the field of a record.
+RUN_COLUMNS: Final[Mapping[str, tuple[str, pa.DataType]]] = {
+    "run_id": ("run_uuid", _TEXT),
+    "experiment_id": ("experiment_id", _INTEGER),
+    "run_name": ("name", _TEXT),
+    "user_id": ("user_id", _TEXT),
+    "status": ("status", _TEXT),
+    "start_time": ("start_time", _INTEGER),
+    "end_time": ("end_time", _INTEGER),
+    "deleted_time": ("deleted_time", _INTEGER),
+    "lifecycle_stage": ("lifecycle_stage", _TEXT),
+    "artifact_uri": ("artifact_uri", _TEXT),
+    "source_type": ("source_type", _TEXT),
+    "source_name": ("source_name", _TEXT),
+    "entry_point_name": ("entry_point_name", _TEXT),
+    "source_version": ("source_version", _TEXT),
+}
+_IDS: Final = _schema(("run_uuid", _TEXT, False))
+_COUNTS: Final = _schema(("run_uuid", _TEXT, False), ("points", _INTEGER, False))
+_PAIRS: Final = _schema(("owner", _TEXT, False), ("key", _TEXT, False), ("value", _TEXT, True))
+_INPUTS: Final = _schema(
+    ("run_uuid", _TEXT, False),
+    ("input_uuid", _TEXT, False),
+    ("name", _TEXT, False),
+    ("digest", _TEXT, False),
+    ("source_type", _TEXT, True),
+    ("source", _TEXT, True),
+    ("schema", _TEXT, True),
+    ("profile", _TEXT, True),
+)
+_POINTS: Final = _schema(
+    ("key", _TEXT, False),
+    ("step", _INTEGER, False),
+    ("timestamp", _INTEGER, False),
+    ("value", pa.float64(), False),
+    ("is_nan", _INTEGER, False),
+)
+_LATEST: Final = _schema(
+    ("run_uuid", _TEXT, False), ("key", _TEXT, False), ("value", pa.float64(), False), ("is_nan", _INTEGER, False)
+)
+
+
+class DatabaseSource:
+    """An MLflow database as a source. It never writes, and shows the database as it was when it was opened.
+
+    NULL is an absent field; a NULL ``lifecycle_stage`` is MLflow's default, active. What no record can hold raises.
+
+    ``uri`` is a database URI as MLflow takes it. ``artifacts_destination`` is where a server that serves this database keeps
+    what it calls ``mlflow-artifacts:``. ``storage_options`` are for fsspec.
+
+    Raises:
+        UnsupportedError: a kind of database that is not supported.
+        NotFoundError: no such database, or no MLflow tables in it.
+        ServerError: the database cannot be read.
+    """
+
+    def __init__(
+        self, uri: str, *, artifacts_destination: str | None = None, storage_options: Mapping[str, Any] | None = None
+    ) -> None:
+        parsed = parse_uri(uri)
+        self._destination = artifacts_destination
+        self._storage_options = storage_options
+        self._db = Connection(parsed, read_only=True)
+        try:
+            self._tables = columns_of(self._db)
+            self._require_mlflow()
+            revision = revision_of(self._db, self._tables)
+        except BaseException:
+            self._db.close()
+            raise
+        self._description = Source(
+            kind=parsed.dialect,
+            uri=parsed.shown,
+            version=f"schema {revision}" if revision else "",
+            absent=tuple(f"{table}.{column}".rstrip(".") for table, column in _LATER if not self._has(table, column or None)),
+        )
+        self._counted: dict[str, int] = {}
+
+    @property
+    def description(self) -> Source:
+        """What this source is. ``version`` is the revision of its schema, ``absent`` what that schema has no place for."""
+        return self._description
+
+    def _require_mlflow(self) -> None:
+        for table in _REQUIRED_TABLES:
+            if table not in self._tables:
+                raise NotFoundError(
+                    f"the database {self._db.uri.shown} is not MLflow's: it has no table {table!r}",
+                    hint="name the database that MLflow writes, for example sqlite:///mlflow.db",
+                )
+
+    def _has(self, table: str, column: str | None = None) -> bool:
+        return table in self._tables and (column is None or column in self._tables[table])
+
+    def _select(self, table: str, columns: Iterable[str]) -> str:
+        """The columns for a SELECT; those that the schema lacks are NULL."""
+        return ", ".join(name if self._has(table, name) else f"NULL AS {name}" for name in columns)
+
+    def _bytewise(self, column: str) -> str:
+        """The column compared by its UTF-8 bytes."""
+        return column if self._db.uri.is_sqlite else f'{column} COLLATE "C"'
+
+    def experiments(self) -> list[Experiment]:
+        """Every experiment, active and deleted, in archive order."""
+        tags = self._pairs("SELECT CAST(experiment_id AS VARCHAR), key, value FROM experiment_tags", "experiment_tags")
+        columns = self._select("experiments", _EXPERIMENT_COLUMNS.names)
+        rows = self._db.fetch(f"SELECT {columns} FROM experiments", _EXPERIMENT_COLUMNS)
+        found = []
+        for row in rows.to_pylist():
+            fields = {name: value for name, value in row.items() if value is not None}
+            fields["experiment_id"] = str(row["experiment_id"])
+            found.append(Experiment(**fields, tags=tags.get(fields["experiment_id"], ())))
+        return sorted(found, key=order_key)
+
+    def _pairs(self, sql: str, table: str) -> dict[str, tuple[KeyValue, ...]]:
+        """Tags or params by owner, sorted by key. The query gives owner, key and value."""
+        if not self._has(table):
+            return {}
+        pairs: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
+        for owner, key, value in zip(*(column.to_pylist() for column in self._db.fetch(sql, _PAIRS).columns), strict=True):
+            if value is None:
+                raise CorruptError(
+                    f"in the database {self._db.uri.shown}, {key!r} of {owner!r} in the table {table} has the value NULL, "
+                    "which MLflow itself cannot serve",
+                    code="column",
+                    hint="set a value or delete that row",
+                )
+            pairs[owner].append((key, value))
+        return {owner: tuple(KeyValue(key=key, value=value) for key, value in sorted(found)) for owner, found in pairs.items()}
+
+    def runs(self, query: RunQuery) -> Iterator[list[Run]]:
+        """The runs that match, in archive order, in batches of at most 1,000.
+
+        Raises:
+            UsageError: the filter string is wrong.
+        """
+        if query.filter:
+            matching([], {}, query.filter)
+        where = self._where(query)
+        ids = self._ordered_ids(where)
+        for start in range(0, len(ids), BATCH_RUNS):
+            batch = self._load(ids[start : start + BATCH_RUNS].to_pylist())
+            if query.filter:
+                batch = matching(batch, self._latest([run.run_id for run in batch]), query.filter)
+            if batch:
+                yield batch
+
+    def _where(self, query: RunQuery) -> str:
+        conditions = ["1 = 1"]
+        if query.experiment_ids is not None:
+            # Text that is no number names no experiment of a database.
+            numbers = [str(int(text)) for text in query.experiment_ids if _is_integer(text)]
+            conditions.append(f"experiment_id IN ({', '.join(numbers)})" if numbers else "1 = 0")
+        if query.run_ids is not None:
+            conditions.append(f"run_uuid IN {literals(query.run_ids)}" if query.run_ids else "1 = 0")
+        if query.since is not None:
+            conditions.append(f"start_time >= {int(query.since)}")
+        if query.until is not None:
+            conditions.append(f"start_time <= {int(query.until)}")
+        if query.lifecycle != "all":
+            conditions.append(f"COALESCE(lifecycle_stage, 'active') = '{query.lifecycle}'")
+        return " AND ".join(conditions)
+
+    def _ordered_ids(self, where: str) -> pa.ChunkedArray:
+        """Ids in archive order: some 36 bytes each, so that runs can be loaded in any number of batches from one sort."""
+        order = f"(start_time IS NULL), start_time, {self._bytewise('run_uuid')}"
+        return self._db.fetch(f"SELECT run_uuid FROM runs WHERE {where} ORDER BY {order}", _IDS).column(0)
+
+    def runs_by_id(self, run_ids: Sequence[str]) -> list[Run]:
+        """These runs as far as they exist, in archive order."""
+        found = [run for ids in _slices(sorted(set(run_ids)), BATCH_RUNS) for run in self._load(ids)]
+        return sorted(found, key=order_key)
+
+    def children(self, run_ids: Sequence[str]) -> list[Run]:
+        """The runs whose ``mlflow.parentRunId`` tag names one of these, in archive order."""
+        found: set[str] = set()
+        for ids in _slices(sorted(set(run_ids)), BATCH_RUNS):
+            sql = f"SELECT run_uuid FROM tags WHERE key = 'mlflow.parentRunId' AND value IN {literals(ids)}"
+            found.update(self._db.fetch(sql, _IDS).column(0).to_pylist())
+        return self.runs_by_id(sorted(found))
+
+    def _load(self, ids: Sequence[str]) -> list[Run]:
+        """Complete records of these runs as far as they exist, in this order."""
+        chosen = f"WHERE run_uuid IN {literals(ids)}"
+        params = self._pairs(f"SELECT run_uuid, key, value FROM params {chosen}", "params")
+        tags = self._pairs(f"SELECT run_uuid, key, value FROM tags {chosen}", "tags")
+        inputs = self._inputs(ids)
+        columns = self._select("runs", (column for column, _ in RUN_COLUMNS.values()))
+        schema = pa.schema([pa.field(name, kind, nullable=name != "run_id") for name, (_, kind) in RUN_COLUMNS.items()])
+        rows = self._db.fetch(f"SELECT {columns} FROM runs {chosen}", schema).to_pylist()
+        runs = {}
+        for row in rows:
+            run_id = row["run_id"]
+            fields = {name: value for name, value in row.items() if value is not None}
+            if "experiment_id" not in fields:
+                raise CorruptError(
+                    f"the run {run_id!r} in the database {self._db.uri.shown} belongs to no experiment",
+                    code="column",
+                    hint="set its experiment_id or delete it; MLflow shows no such run",
+                )
+            fields["experiment_id"] = str(fields["experiment_id"])
+            runs[run_id] = Run(
+                **fields, params=params.get(run_id, ()), tags=tags.get(run_id, ()), inputs=inputs.get(run_id, ())
+            )
+        return [runs[run_id] for run_id in ids if run_id in runs]
+
+    def _inputs(self, ids: Sequence[str]) -> dict[str, tuple[DatasetInput, ...]]:
+        """Dataset inputs by run, sorted by name and digest."""
+        if not (self._has("datasets") and self._has("inputs")):
+            return {}
+        condition = f"i.source_type = 'DATASET' AND i.destination_type = 'RUN' AND i.destination_id IN {literals(ids)}"
+        joined = "input_tags t JOIN inputs i ON i.input_uuid = t.input_uuid"
+        tags = self._pairs(f"SELECT t.input_uuid, t.name, t.value FROM {joined} WHERE {condition}", "input_tags")
+        sql = (
+            "SELECT i.destination_id, i.input_uuid, d.name, d.digest, d.dataset_source_type, d.dataset_source, "
+            "d.dataset_schema, d.dataset_profile FROM inputs i JOIN datasets d ON d.dataset_uuid = i.source_id "
+            f"WHERE {condition}"
+        )
+        found: defaultdict[str, list[DatasetInput]] = defaultdict(list)
+        for row in self._db.fetch(sql, _INPUTS).to_pylist():
+            run_id, input_id = row.pop("run_uuid"), row.pop("input_uuid")
+            dataset = Dataset(**{name: value for name, value in row.items() if value is not None})
+            found[run_id].append(DatasetInput(dataset=dataset, tags=tags.get(input_id, ())))
+        key = lambda item: (item.dataset.name, item.dataset.digest)  # noqa: E731
+        return {run_id: tuple(sorted(items, key=key)) for run_id, items in found.items()}
+
+    def _latest(self, ids: Sequence[str]) -> dict[str, dict[str, float]]:
+        sql = f"SELECT run_uuid, key, value, {self._flag()} FROM latest_metrics WHERE run_uuid IN {literals(ids)}"
+        latest: defaultdict[str, dict[str, float]] = defaultdict(dict)
+        if self._has("latest_metrics") and ids:
+            for run_id, key, value, nan in zip(*(c.to_pylist() for c in self._db.fetch(sql, _LATEST).columns), strict=True):
+                latest[run_id][key] = math.nan if nan else value
+        return latest
+
+    def _flag(self) -> str:
+        return "is_nan" if self._db.uri.is_sqlite else "is_nan::int"
+
+    def metric_counts(self, run_ids: Sequence[str]) -> Sequence[int]:
+        """The number of metric points of each run, from an index of the database."""
+        if len(run_ids) >= _COUNT_ALL_FROM:
+            queries = ["SELECT run_uuid, COUNT(*) FROM metrics GROUP BY run_uuid"]
+        else:
+            queries = [
+                f"SELECT run_uuid, COUNT(*) FROM metrics WHERE run_uuid IN {literals(ids)} GROUP BY run_uuid"
+                for ids in _slices(run_ids, BATCH_RUNS)
+            ]
+        counts: dict[str, int] = {}
+        for sql in queries:
+            ids, numbers = self._db.fetch(sql, _COUNTS).columns
+            counts.update(zip(ids.to_pylist(), numbers.to_pylist(), strict=True))
+        self._counted = {run_id: counts.get(run_id, 0) for run_id in run_ids}
+        return [self._counted[run_id] for run_id in run_ids]
+
+    def metrics(self, run_ids: Sequence[str]) -> Iterator[pa.Table]:
+        """The metric histories of these runs as tables of ``SERIES_SCHEMA``, at most some million rows at a time."""
+        if len(set(run_ids)) != len(run_ids):
+            raise UsageError("the metrics of one run are asked for twice")
+        known = self._counted
+        counts = [known[i] for i in run_ids] if all(i in known for i in run_ids) else self.metric_counts(run_ids)
+        chunk: list[int] = []
+        points = 0
+        for owner, count in enumerate(counts):
+            if count == 0:
+                continue
+            if chunk and (points + count > CHUNK_POINTS or len(chunk) == BATCH_RUNS):
+                yield self._points(run_ids, counts, chunk)
+                chunk, points = [], 0
+            if count > STREAMED_POINTS:
+                yield from self._streamed(run_ids[owner], owner, count)
+                continue
+            chunk.append(owner)
+            points += count
+        if chunk:
+            yield self._points(run_ids, counts, chunk)
+
+    def _columns_of_points(self) -> str:
+        return f"key, step, timestamp, value, {self._flag()} AS is_nan"
+
+    def _points(self, run_ids: Sequence[str], counts: Sequence[int], owners: Sequence[int]) -> pa.Table:
+        """The points of some runs. SQL sorts by run, so that the known counts say whose a row is."""
+        by_id = sorted(owners, key=lambda owner: run_ids[owner].encode())
+        # Where an index has the first three columns, SQLite need not sort; what they leave open is settled below.
+        order = "run_uuid, key, step" if self._db.uri.is_sqlite else 'run_uuid COLLATE "C"'
+        table = self._db.fetch(
+            f"SELECT {self._columns_of_points()} FROM metrics WHERE run_uuid IN {literals(run_ids[o] for o in by_id)} "
+            f"ORDER BY {order}",
+            _POINTS,
+        )
+        sizes = np.array([counts[owner] for owner in by_id], dtype=np.int64)
+        if int(sizes.sum()) != table.num_rows:
+            raise self._miscounted(table.num_rows, int(sizes.sum()))
+        series = _series(table, np.repeat(np.array(by_id, dtype=np.int32), sizes))
+        if by_id != list(owners):
+            ends = np.cumsum(sizes)
+            spans = {owner: (int(end - size), int(size)) for owner, end, size in zip(by_id, ends, sizes, strict=True)}
+            series = pa.concat_tables([series.slice(*spans[owner]) for owner in owners])
+        series = series.combine_chunks()
+        return series if self._db.uri.is_sqlite and _ties_in_order(series) else sort_series(series)
+
+    def _streamed(self, run_id: str, owner: int, count: int) -> Iterator[pa.Table]:
+        """The points of one run that is too long to be held."""
+        order = f"{self._bytewise('key')}, step, timestamp, is_nan, value"
+        sql = f"SELECT {self._columns_of_points()} FROM metrics WHERE run_uuid = {literals([run_id])[1:-1]} ORDER BY {order}"
+        rows = 0
+        for table in self._db.stream(sql, _POINTS, CHUNK_POINTS // 4):
+            rows += table.num_rows
+            yield _series(table, np.full(table.num_rows, owner, dtype=np.int32))
+        if rows != count:
+            raise self._miscounted(rows, count)
+
+    def _miscounted(self, found: int, counted: int) -> CorruptError:
+        name = self._db.uri.shown
+        return CorruptError(
+            f"the database {name} gave {found:,} metric points where it had counted {counted:,}",
+            hint="an index is damaged: run PRAGMA integrity_check (SQLite) or REINDEX TABLE metrics",
+        )
+
+    def artifacts(self, run: Run) -> ArtifactStore:
+        """The artifact files of a run. A run without a location has none."""
+        if not run.artifact_uri:
+            return _NoArtifacts(run.run_id)
+        return artifact_store(
+            run.artifact_uri,
+            client=None,
+            run_id=run.run_id,
+            artifacts_destination=self._destination,
+            storage_options=self._storage_options,
+        )
+
+    def close(self) -> None:
+        """End the read transaction."""
+        self._db.close()
+
+
+class _NoArtifacts:
+    """The artifact store of a run that has no artifact location."""
+
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
+
+    def walk(self) -> Iterator[FileInfo]:
+        return iter(())
+
+    def open(self, path: str) -> AbstractContextManager[BinaryIO]:
+        raise NotFoundError(f"the run {self._run_id!r} has no artifact location, so no file {path!r}")
+
+    def write(self, path: str, content: BinaryIO, size: int) -> None:
+        raise UsageError(f"the run {self._run_id!r} has no artifact location for {path!r} ({size} bytes, {content!r})")
+
+
+def _series(table: pa.Table, owners: npt.NDArray[np.int32]) -> pa.Table:
+    """Points of the database as a table of ``SERIES_SCHEMA``: a set flag ``is_nan`` is what says NaN."""
+    value = table.column("value")
+    flags = pc.not_equal(table.column("is_nan"), 0)
+    if pc.any(flags).as_py():
+        value = pc.if_else(flags, math.nan, value)
+    columns = [pa.array(owners), table.column("key"), table.column("step"), table.column("timestamp"), value]
+    return pa.table(columns, schema=SERIES_SCHEMA)
+
+
+def _ties_in_order(series: pa.Table) -> bool:
+    """Whether neighbours with the same step are in order whatever their keys are. False only says: look closer."""
+    step = _numbers(series, "step")
+    same = np.flatnonzero(step[1:] == step[:-1])
+    if not len(same):
+        return True
+    time = _numbers(series, "timestamp")
+    return bool(np.all(time[same + 1] > time[same]))
+
+
+def _numbers(table: pa.Table, name: str) -> npt.NDArray[Any]:
+    numbers: npt.NDArray[Any] = table.column(name).combine_chunks().to_numpy(zero_copy_only=False)
+    return numbers
+
+
+def _is_integer(text: str) -> bool:
+    return text.isascii() and text.removeprefix("-").isdigit()
+
+
+def _slices(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,259 @@
+"""A tracking server as a source: experiments, runs, metric histories and files by REST."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from typing import Any, Final, TypeVar
+
+import msgspec
+import pyarrow as pa
+from msgspec import UNSET
+
+from mlflow_bundle._parallel import bounded_map
+from mlflow_bundle.errors import NotFoundError, ServerError, UsageError
+from mlflow_bundle.records import Experiment, Run, Source, order_key
+from mlflow_bundle.tracking._port import ArtifactStore, RunQuery
+from mlflow_bundle.tracking._rest import RefusedError, RestClient
+from mlflow_bundle.tracking.artifacts import artifact_store
+from mlflow_bundle.tracking.rest._answers import RunAnswer, RunPage, SearchRuns, chunks, experiments, get_run, search_runs
+from mlflow_bundle.tracking.rest._history import HistoryReader, prefetched
+
+__all__ = ["RestSource"]
+
+_JOBS: Final = 4
+_RUNS_PER_PAGE: Final = 500
+#: Experiment ids in one search: some databases bind at most 2,100 values.
+_EXPERIMENTS_PER_SEARCH: Final = 1_000
+_IDS_PER_SEARCH: Final = 200
+#: Up to so many runs are asked for one by one.
+_FEW_RUNS: Final = 20
+#: From so many parents on, reading all nested runs is cheaper than one search per parent.
+_MANY_PARENTS: Final = 200
+_VIEWS: Final = {"all": "ALL", "active": "ACTIVE_ONLY", "deleted": "DELETED_ONLY"}
+_PARENT: Final = "mlflow.parentRunId"
+_BY_START: Final = ("attributes.start_time ASC",)
+_ABSENT: Final = tuple(
+    f"run.{field}" for field in ("deleted_time", "source_type", "source_name", "entry_point_name", "source_version")
+)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class RestSource:
+    """Reads a tracking server. Implements ``MlflowSource``.
+
+    ``artifacts_destination`` is where the server keeps the artifacts it serves, if the caller may read them there directly;
+    ``storage_options`` are fsspec options for that place and for artifact URIs outside the server. ``jobs`` is the number of
+    requests at a time.
+
+    Raises:
+        ServerError: the server does not answer, or refuses.
+    """
+
+    def __init__(
+        self,
+        tracking_uri: str,
+        *,
+        artifacts_destination: str | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        jobs: int | None = None,
+    ) -> None:
+        threads = jobs or _JOBS
+        self._client = RestClient(tracking_uri)
+        self._artifacts_destination = artifacts_destination
+        self._storage_options = storage_options
+        self._threads = threads
+        self._description = Source(kind="rest", uri=self._client.uri, version=self._client.version(), absent=_ABSENT)
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="mlflow-bundle-rest")
+        self._histories = HistoryReader(self._client, threads=threads)
+        self._metric_keys: dict[str, tuple[str, ...]] = {}
+        self._key_sets: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+    @property
+    def description(self) -> Source:
+        return self._description
+
+    def experiments(self) -> list[Experiment]:
+        """Every experiment, active and deleted, in archive order."""
+        return sorted(experiments(self._client), key=order_key)
+
+    def runs(self, query: RunQuery) -> Iterator[list[Run]]:
+        """The runs that match, in archive order over all experiments, in batches of at most 500.
+
+        Raises:
+            UsageError: the server does not understand the filter.
+        """
+        ids = self._experiment_ids() if query.experiment_ids is None else query.experiment_ids
+        if query.run_ids is not None:
+            merged: Iterable[Run] = sorted(self._selected(ids, query, query.run_ids), key=order_key)
+        else:
+            groups = max(min(self._threads, len(ids)), -(-len(ids) // _EXPERIMENTS_PER_SEARCH))
+            pages = [prefetched(self._executor, self._in_order(ids[start::groups], query)) for start in range(groups)]
+            merged = heapq.merge(*(chain.from_iterable(stream) for stream in pages), key=order_key)
+        batch: list[Run] = []
+        for run in merged:
+            batch.append(run)
+            if len(batch) == _RUNS_PER_PAGE:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def runs_by_id(self, run_ids: Sequence[str]) -> list[Run]:
+        """These runs as far as they exist, in archive order."""
+        wanted = list(dict.fromkeys(run_ids))
+        if len(wanted) <= _FEW_RUNS:
+            return sorted(self._one_by_one(wanted), key=order_key)
+        return sorted(self._selected(self._experiment_ids(), RunQuery(), wanted), key=order_key)
+
+    def children(self, run_ids: Sequence[str]) -> list[Run]:
+        """The runs whose ``mlflow.parentRunId`` tag names one of these, in archive order."""
+        parents = set(run_ids)
+        if len(parents) > _MANY_PARENTS:
+            filters = [f"tags.`{_PARENT}` LIKE '%'"]
+        else:
+            filters = [f"tags.`{_PARENT}` = {_quoted(parent)}" for parent in sorted(parents)]
+        ids = self._experiment_ids()
+        searches = [
+            SearchRuns(group, filter=text, run_view_type="ALL", max_results=_RUNS_PER_PAGE, order_by=_BY_START)
+            for text in filters
+            for group in chunks(ids, _EXPERIMENTS_PER_SEARCH)
+        ]
+        answers = chain.from_iterable(self._map(self._all_pages, searches))
+        found = {run.run_id: run for run in answers if run.tag(_PARENT) in parents}
+        return sorted((self._record(run) for run in found.values()), key=order_key)
+
+    def metric_counts(self, run_ids: Sequence[str]) -> None:
+        """None: a server does not tell the length of a history."""
+
+    def metrics(self, run_ids: Sequence[str]) -> Iterator[pa.Table]:
+        """The whole metric histories of these runs as sorted tables of ``SERIES_SCHEMA``, mostly below a million rows.
+
+        Raises:
+            NotFoundError: a run does not exist.
+        """
+        unknown = [run_id for run_id in run_ids if run_id not in self._metric_keys]
+        if unknown:
+            self.runs_by_id(unknown)
+        try:
+            keys = [self._metric_keys[run_id] for run_id in run_ids]
+        except KeyError as error:
+            raise NotFoundError(f"the run {error.args[0]} is not on the MLflow server {self._client.uri}") from None
+        return self._histories.tables(run_ids, keys)
+
+    def artifacts(self, run: Run) -> ArtifactStore:
+        """The files of a run, through the server or where its artifact URI points."""
+        return artifact_store(
+            run.artifact_uri or "",
+            client=self._client,
+            run_id=run.run_id,
+            artifacts_destination=self._artifacts_destination,
+            storage_options=self._storage_options,
+        )
+
+    def close(self) -> None:
+        """Stop the threads. Requests under way are finished first."""
+        self._histories.close()
+        self._executor.shutdown(cancel_futures=True)
+
+    def _map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        return bounded_map(self._executor, function, items, 2 * self._threads)
+
+    def _experiment_ids(self) -> tuple[str, ...]:
+        return tuple(experiment.experiment_id for experiment in experiments(self._client))
+
+    def _record(self, answer: RunAnswer) -> Run:
+        """The run as a record; its metric keys are remembered, equal sets once."""
+        keys = answer.metric_keys
+        self._metric_keys[answer.run_id] = self._key_sets.setdefault(keys, keys)
+        return answer.record()
+
+    def _in_order(self, ids: Sequence[str], query: RunQuery) -> Iterator[list[Run]]:
+        """Pages of the runs of some experiments, by start time and id.
+
+        The next page is asked for by start time rather than by position, so that runs which appear or vanish meanwhile
+        neither hide nor double others. Runs of the last start time wait for the next page: only then are all of them known.
+        """
+        seen: set[str] = set()
+        waiting: list[Run] = []
+        since, token = query.since, ""
+        while ids:
+            page = self._search(ids, query, since, token)
+            found = [self._record(answer) for answer in page.runs]
+            times = [order_key(run)[0] for run in found]
+            if times != sorted(times):
+                raise ServerError(f"the MLflow server {self._client.uri} does not order runs by start time as asked")
+            waiting += [run for run in found if run.run_id not in seen]
+            seen.update(run.run_id for run in found)
+            waiting.sort(key=order_key)
+            if not page.next_page_token:
+                yield waiting
+                return
+            last = found[-1].start_time if found else UNSET
+            if isinstance(last, int) and last != since:
+                since, token = last, ""
+                ready = [run for run in waiting if order_key(run)[0] < last]
+                waiting = waiting[len(ready) :]
+                yield ready
+            else:
+                token = page.next_page_token
+
+    def _search(self, ids: Sequence[str], query: RunQuery, since: int | None, token: str = "", more: str = "") -> RunPage:
+        filters = [query.filter.strip(), more]
+        filters += [f"attributes.start_time >= {since}"] if since is not None else []
+        filters += [f"attributes.start_time <= {query.until}"] if query.until is not None else []
+        search = SearchRuns(
+            ids,
+            filter=" AND ".join(text for text in filters if text),
+            run_view_type=_VIEWS[query.lifecycle],
+            max_results=_RUNS_PER_PAGE,
+            order_by=_BY_START,
+            page_token=token,
+        )
+        try:
+            return search_runs(self._client, search)
+        except RefusedError as error:
+            if query.filter and error.error_code in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
+                hint = "see https://mlflow.org/docs/latest/search-runs.html for the syntax"
+                raise UsageError(f"the server refused the filter {query.filter!r}: {error}", hint=hint) from error
+            raise
+
+    def _selected(self, ids: Sequence[str], query: RunQuery, run_ids: Sequence[str]) -> list[Run]:
+        """Those of the runs that match the query, in no order."""
+        jobs = [
+            (group, f"attributes.run_id IN ({', '.join(map(_quoted, some))})")
+            for some in chunks(list(dict.fromkeys(run_ids)), _IDS_PER_SEARCH)
+            for group in chunks(ids, _EXPERIMENTS_PER_SEARCH)
+        ]
+        pages = self._map(lambda job: self._search(job[0], query, query.since, more=job[1]), jobs)
+        return [self._record(answer) for page in pages for answer in page.runs]
+
+    def _one_by_one(self, run_ids: Sequence[str]) -> list[Run]:
+        return [self._record(answer) for answer in self._map(self._get_run, run_ids) if answer is not None]
+
+    def _get_run(self, run_id: str) -> RunAnswer | None:
+        try:
+            return get_run(self._client, run_id)
+        except RefusedError as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+
+    def _all_pages(self, search: SearchRuns) -> list[RunAnswer]:
+        answers: list[RunAnswer] = []
+        while True:
+            page = search_runs(self._client, search)
+            answers += page.runs
+            if not page.next_page_token:
+                return answers
+            search = msgspec.structs.replace(search, page_token=page.next_page_token)
+
+
+def _quoted(text: str) -> str:
+    """``text`` as a string of MLflow's filter language, which knows no escapes."""
+    quote = '"' if "'" in text else "'"
+    return f"{quote}{text}{quote}"

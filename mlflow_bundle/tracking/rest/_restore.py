@@ -1,0 +1,312 @@
+"""Restores a group of runs to a server: create, send, read back, compare, mark complete. Every step over many runs at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from functools import partial
+from threading import Lock
+from typing import Any, Final, TypeVar
+
+import pyarrow as pa
+
+from mlflow_bundle._digests import file_hex
+from mlflow_bundle._parallel import bounded_map
+from mlflow_bundle.errors import AuthError, BundleError, ServerError
+from mlflow_bundle.tracking._port import SOURCE_TAG_PREFIX, ArtifactStore, OpenBlob, PlannedRun, RunResult
+from mlflow_bundle.tracking._rest import API, RefusedError, RestClient
+from mlflow_bundle.tracking.rest._answers import OneRun, RunAnswer, SearchRuns, chunks, get_run, search_runs
+from mlflow_bundle.tracking.rest._expected import COMPLETE, RESTORE_TAG, Expected
+from mlflow_bundle.tracking.rest._history import HistoryReader
+from mlflow_bundle.tracking.rest._limits import CANNOT_HOLD, Limits, run_problem
+from mlflow_bundle.tracking.rest._points import Batch, Point, PointsDigester, batches, holdable
+
+__all__ = ["Job", "Restorer"]
+
+_NOT_RESTORED: Final = "not-restored"
+_DIFFERS: Final = "restored-differs"
+_IDS_PER_SEARCH: Final = 200
+#: Waits in seconds before a run is created again, after looking whether the first request did it.
+_CREATE_WAITS: Final = (1, 4, 15)
+
+Item = TypeVar("Item")
+
+
+@dataclass(slots=True)
+class Job:
+    """One run on its way. ``failed``: something did not work, so it stays unfinished. ``stopped``: nothing more is tried."""
+
+    planned: PlannedRun
+    expected: Expected
+    result: RunResult
+    artifact_uri: str = ""
+    resumed: bool = False
+    failed: bool = False
+    stopped: bool = False
+    store: ArtifactStore | None = None
+    lost_files: set[str] = field(default_factory=set)
+
+    @property
+    def run_id(self) -> str:
+        """The id at the target."""
+        assert self.result.run_id is not None
+        return self.result.run_id
+
+    def report(self, message: str, *, code: str = _NOT_RESTORED, path: str = "") -> None:
+        """Add a problem. What the target cannot hold does not make the run a failure."""
+        self.result.problems.append(run_problem(self.planned.source.run_id, message, code=code, path=path))
+        self.failed = self.failed or code != CANNOT_HOLD
+
+
+class Restorer:
+    """Restores runs with the threads of ``executor``, at most ``window`` requests under way.
+
+    ``open_store`` gives the artifact store of a run at the target, by its artifact URI and run id.
+    """
+
+    def __init__(
+        self,
+        client: RestClient,
+        reader: HistoryReader,
+        executor: Executor,
+        *,
+        limits: Limits,
+        window: int,
+        open_store: Callable[[str, str], ArtifactStore],
+    ) -> None:
+        self._client = client
+        self._reader = reader
+        self._executor = executor
+        self._limits = limits
+        self._window = window
+        self._open_store = open_store
+        self._datasets: set[tuple[str, str, str]] = set()
+        self._datasets_lock = Lock()
+
+    def restore(self, jobs: Sequence[Job], metrics: Iterator[pa.Table], open_blob: OpenBlob) -> None:
+        """Fill in the results of the jobs. ``metrics`` are sorted tables whose owners index the jobs.
+
+        Raises:
+            AuthError, ServerError: the target refuses everything, or is gone. Running again finishes the rest.
+        """
+        self._each(self._create, jobs)
+        sent = self._send_metrics(jobs, metrics)
+        self._each(self._send_texts, jobs)
+        files = [(job, file) for job in jobs for file in job.planned.files]
+        self._each(self._open_files, [job for job in jobs if job.planned.files])
+        self._guarded_map(partial(_send_file, open_blob), files)
+        self._each(self._finish, jobs)
+        self._compare(jobs, sent)
+        self._guarded_map(self._compare_file, files)
+        self._each(self._complete, [job for job in jobs if not job.failed])
+        self._compare_deleted([job for job in jobs if not job.failed and job.planned.source.lifecycle_stage == "deleted"])
+
+    def _each(self, step: Callable[[Job], None], jobs: Iterable[Job]) -> None:
+        """Do one step for every job that goes on."""
+        self._guarded_map(lambda pair: step(pair[0]), [(job, None) for job in jobs])
+
+    def _guarded_map(self, step: Callable[[tuple[Job, Any]], None], pairs: Iterable[tuple[Job, Any]]) -> None:
+        """Do a step for every (job, thing) with the threads. A failure is a problem of its job, unless the target is gone."""
+
+        def guarded(pair: tuple[Job, Any]) -> None:
+            job, thing = pair
+            path = thing[0] if isinstance(thing, tuple) and isinstance(thing[0], str) else ""
+            if job.stopped or path in job.lost_files:
+                return
+            try:
+                step(pair)
+            except BundleError as error:
+                if isinstance(error, AuthError) or (isinstance(error, ServerError) and error.status is None):
+                    raise
+                job.report(f"file {path!r}: {error.message}" if path else error.message, path=path)
+                job.stopped = not path
+                job.lost_files.add(path)
+
+        for _ in bounded_map(self._executor, guarded, pairs, self._window):
+            pass
+
+    def _create(self, job: Job) -> None:
+        """Make the run, or take up the one that an earlier restore began."""
+        if job.planned.target_run_id is None:
+            answer = self._create_once(job)
+        else:
+            answer = get_run(self._client, job.planned.target_run_id)
+            job.resumed = True
+            if answer.info.lifecycle_stage == "deleted":
+                self._post("runs/restore", {"run_id": answer.run_id})
+        job.result.run_id = answer.run_id
+        job.artifact_uri = answer.info.artifact_uri or ""
+        if not job.expected.name_tag and answer.tag("mlflow.runName") is not None:
+            self._post("runs/delete-tag", {"run_id": job.run_id, "key": "mlflow.runName"})
+
+    def _create_once(self, job: Job) -> RunAnswer:
+        """Create a run exactly once: when the answer is lost, look whether it was created before asking again."""
+        body = job.expected.create()
+        for wait in (*_CREATE_WAITS, None):
+            try:
+                made: OneRun = self._client.post_json(f"{API}runs/create", body, answer=OneRun, retry=False)
+            except (AuthError, RefusedError):
+                raise
+            except ServerError:
+                if wait is None:
+                    raise
+                time.sleep(wait)
+                found = self._find(job)
+                if found is not None:
+                    return found
+            else:
+                return made.run
+        raise AssertionError("the last attempt returns or raises")
+
+    def _find(self, job: Job) -> RunAnswer | None:
+        source = job.planned.source.run_id
+        search = SearchRuns(
+            [job.planned.experiment_id], filter=f"tags.`{SOURCE_TAG_PREFIX}run_id` = '{source}'", run_view_type="ALL"
+        )
+        return next(iter(search_runs(self._client, search).runs), None)
+
+    def _post(self, endpoint: str, body: dict[str, Any]) -> None:
+        self._client.post_json(API + endpoint, body)
+
+    def _send_metrics(self, jobs: Sequence[Job], metrics: Iterator[pa.Table]) -> PointsDigester:
+        """Send all points; returns the digests of what was sent."""
+        sent = PointsDigester(len(jobs))
+
+        def requests() -> Iterator[tuple[Job, Batch]]:
+            for table in metrics:
+                kept = self._holdable(jobs, table)
+                sent.add(kept)
+                yield from ((jobs[batch.owner], batch) for batch in batches(kept))
+
+        self._guarded_map(lambda pair: self._send_points(pair[0], pair[1].points()), requests())
+        return sent
+
+    def _holdable(self, jobs: Sequence[Job], table: pa.Table) -> pa.Table:
+        """The rows that the server takes; the others are reported."""
+        refused = {key: why for key in table.column("key").unique().to_pylist() if (why := self._limits.key(key))}
+        kept, left = holdable(table, list(refused))
+        for group in left.select(["owner", "key"]).group_by(["owner", "key"]).aggregate([([], "count_all")]).to_pylist():
+            why = refused.get(group["key"], "the server takes no times before 1970")
+            message = f"{group['count_all']} points of the metric {group['key']!r} are left out: {why}"
+            jobs[group["owner"]].report(message, code=CANNOT_HOLD)
+        return kept
+
+    def _send_points(self, job: Job, points: list[Point]) -> None:
+        try:
+            self._post("runs/log-batch", {"run_id": job.run_id, "metrics": points})
+        except RefusedError:
+            # Servers before 3 refuse a NaN that they have already, which a repeated request sends.
+            nans = [point for point in points if point.value == "NaN"]
+            if not nans:
+                raise
+            others = [point for point in points if point.value != "NaN"]
+            if others:
+                self._post("runs/log-batch", {"run_id": job.run_id, "metrics": others})
+            for point in nans:
+                self._send_nan(job, point)
+
+    def _send_nan(self, job: Job, point: Point) -> None:
+        try:
+            self._post("runs/log-batch", {"run_id": job.run_id, "metrics": [point]})
+        except RefusedError as error:
+            # Whether the server has it is decided when everything is read back.
+            job.result.notes.append(f"the server refused the NaN of {point.key!r} at step {point.step}: {error.error_code}")
+
+    def _send_texts(self, job: Job) -> None:
+        """Params, tags and dataset inputs."""
+        for batch in job.expected.log_batches(all_tags=job.resumed):
+            self._post("runs/log-batch", {"run_id": job.run_id, **batch})
+        inputs = job.expected.record.inputs
+        if not inputs:
+            return
+        body = {"run_id": job.run_id, "datasets": inputs}
+        experiment_id = job.planned.experiment_id
+        datasets = {(experiment_id, entry.dataset.name, entry.dataset.digest) for entry in inputs}
+        if datasets <= self._datasets:
+            self._post("runs/log-inputs", body)
+            return
+        with self._datasets_lock:
+            # Two runs that bring the same new dataset at once would make the server fail.
+            self._post("runs/log-inputs", body)
+            self._datasets |= datasets
+
+    def _open_files(self, job: Job) -> None:
+        job.store = self._open_store(job.artifact_uri, job.run_id)
+
+    def _finish(self, job: Job) -> None:
+        fields = job.expected.update()
+        if job.resumed:
+            fields = {"status": job.expected.record.status, **fields}
+        if fields:
+            self._post("runs/update", {"run_id": job.run_id, **fields})
+
+    def _answers(self, jobs: Sequence[Job], view: str) -> dict[str, RunAnswer]:
+        """The runs as the server has them now, by id at the target."""
+        experiments = sorted({job.planned.experiment_id for job in jobs})
+        searches = [
+            SearchRuns(
+                experiments,
+                filter="attributes.run_id IN (" + ", ".join(f"'{job.run_id}'" for job in some) + ")",
+                run_view_type=view,
+                max_results=_IDS_PER_SEARCH,
+            )
+            for some in chunks(jobs, _IDS_PER_SEARCH)
+        ]
+        pages = bounded_map(self._executor, partial(search_runs, self._client), searches, self._window)
+        return {answer.run_id: answer for page in pages for answer in page.runs}
+
+    def _compare(self, jobs: Sequence[Job], sent: PointsDigester) -> None:
+        """Read runs and histories back and compare them with what they should be."""
+        wanted = sent.result()
+        alive = [(owner, job) for owner, job in enumerate(jobs) if not job.stopped]
+        answers = self._answers([job for _, job in alive], "ACTIVE_ONLY")
+        there = [(owner, job, answers[job.run_id]) for owner, job in alive if job.run_id in answers]
+        for _, job in alive:
+            if job.run_id not in answers:
+                job.report(f"the run {job.run_id} is not at the target when it is read back", code=_DIFFERS)
+        found = PointsDigester(len(there))
+        for table in self._reader.tables([job.run_id for _, job, _ in there], [answer.metric_keys for *_, answer in there]):
+            found.add(table)
+        for (owner, job, answer), (exact, kept) in zip(there, found.result(), strict=True):
+            differences, besides = job.expected.compare(answer.record())
+            for difference in differences:
+                job.report(f"read back from the target: {difference}", code=_DIFFERS)
+            job.result.notes += job.expected.notes + besides
+            job.result.metric_points = exact[0]
+            if exact != wanted[owner][0]:
+                job.result.notes += sent.notes(owner)
+            if kept != wanted[owner][1]:
+                rows = wanted[owner][1][0]
+                message = f"{kept[0]} metric points were read back from the target where {rows} were expected, or others"
+                job.report(message, code=_DIFFERS)
+
+    def _compare_file(self, pair: tuple[Job, Any]) -> None:
+        job, (path, size, sha256) = pair
+        assert job.store is not None
+        with job.store.open(path) as stream:
+            found = file_hex(stream)
+        if found != sha256:
+            job.report(f"the file {path!r} was read back from the target with other content", code=_DIFFERS, path=path)
+            return
+        job.result.files += 1
+        job.result.file_bytes += size
+
+    def _complete(self, job: Job) -> None:
+        self._post("runs/set-tag", {"run_id": job.run_id, "key": RESTORE_TAG, "value": COMPLETE})
+        if job.planned.source.lifecycle_stage == "deleted":
+            self._post("runs/delete", {"run_id": job.run_id})
+
+    def _compare_deleted(self, jobs: Sequence[Job]) -> None:
+        deleted = self._answers(jobs, "DELETED_ONLY") if jobs else {}
+        for job in jobs:
+            if job.run_id not in deleted:
+                job.report(f"the run {job.run_id} is not deleted at the target", code=_DIFFERS)
+
+
+def _send_file(open_blob: OpenBlob, pair: tuple[Job, Any]) -> None:
+    job, (path, size, sha256) = pair
+    assert job.store is not None
+    with open_blob(sha256) as content:
+        job.store.write(path, content, size)
