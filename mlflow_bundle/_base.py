@@ -13,7 +13,8 @@ from mlflow_bundle._limits import DEFAULT_LIMITS, Limits
 from mlflow_bundle._manifest import Committed, objects_of, read_verified
 from mlflow_bundle._spool import LATEST_SCHEMA
 from mlflow_bundle._storage import Storage
-from mlflow_bundle._tables import TABLES, open_table
+from mlflow_bundle._table_specs import TABLES
+from mlflow_bundle._tables import open_table
 from mlflow_bundle._views import RUNS_VIEW
 from mlflow_bundle.records import ObjectRef
 

@@ -19,8 +19,10 @@ from mlflow_bundle._codec import decode_frame, decode_record, line_kind, read_li
 from mlflow_bundle._digests import hex_of
 from mlflow_bundle._limits import DEFAULT_LIMITS, Limits
 from mlflow_bundle._manifest import Committed, find_snapshot, objects_of, read_marker, read_verified, snapshots
+from mlflow_bundle._series import as_series
 from mlflow_bundle._storage import Storage, open_storage
-from mlflow_bundle._tables import TABLES, TableSpec, as_series, open_table
+from mlflow_bundle._table_specs import TABLES, TableSpec
+from mlflow_bundle._tables import open_table
 from mlflow_bundle._verify._levels import Report, unreadable_report, verify_snapshot, verify_storage
 from mlflow_bundle._views import RUNS_VIEW, wide_runs
 from mlflow_bundle.errors import CorruptError, LimitError, NotFoundError

@@ -13,7 +13,7 @@ import zstandard
 
 from mlflow_bundle._limits import DEFAULT_LIMITS, KIB, MIB, Limits
 from mlflow_bundle.errors import CorruptError, LimitError
-from mlflow_bundle.records import KINDS, LOCATION_FIELDS, Record
+from mlflow_bundle.records import KINDS, Record
 
 __all__ = [
     "Frame",
@@ -34,7 +34,10 @@ Document = TypeVar("Document")
 _ENCODER: Final = msgspec.json.Encoder(order="sorted")
 _STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _NOT_BRACKETS: Final = bytes(sorted(set(range(256)) - set(b"[]{}")))
-_LOCATIONS: Final = tuple(field.encode() for field in LOCATION_FIELDS)
+#: For each kind the members that the logical root leaves out, as they stand in a line.
+_LOCATIONS: Final = {
+    kind.name: {name: f'"{name}":'.encode() for name in kind.locations} for kind in KINDS.values() if kind.locations
+}
 _LEVEL: Final = 3
 _SKIPPABLE_MAGIC: Final = 0x184D2A5E
 _SEEKABLE_MAGIC: Final = 0x8F92EAB1
@@ -256,9 +259,10 @@ def read_lines(data: bytes, *, name: str, limits: Limits = DEFAULT_LIMITS) -> It
             yield line
 
 
-def logical_digest(line: bytes) -> bytes:
-    """The 32 bytes that stand for a record in the logical root: SHA-256 of its line without the location fields."""
-    if any(field in line for field in _LOCATIONS):
+def logical_digest(line: bytes, kind: str) -> bytes:
+    """The 32 bytes that stand for a record of a kind in the logical root: SHA-256 of its line without the location members."""
+    locations = _LOCATIONS.get(kind, {})
+    if any(member in line for member in locations.values()):
         members = msgspec.json.decode(line)
-        line = encode({name: value for name, value in members.items() if name not in LOCATION_FIELDS})
+        line = encode({name: value for name, value in members.items() if name not in locations})
     return hashlib.sha256(line).digest()

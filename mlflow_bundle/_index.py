@@ -19,7 +19,8 @@ from mlflow_bundle import _layout
 from mlflow_bundle._limits import Limits, Targets
 from mlflow_bundle._manifest import read_verified
 from mlflow_bundle._storage import Storage
-from mlflow_bundle._tables import TABLES, TableWriter, open_table
+from mlflow_bundle._table_specs import TABLES
+from mlflow_bundle._tables import TableWriter, open_table
 from mlflow_bundle.errors import StorageError
 from mlflow_bundle.records import ObjectRef
 

@@ -16,11 +16,13 @@ __all__ = [
     "METRICS",
     "MIMETYPE",
     "MIMETYPE_ENTRY",
+    "MODEL_METRICS",
     "OBJECTS",
     "PACKS",
     "README",
     "RECORDS",
     "SNAPSHOTS",
+    "SPANS",
     "STAGING",
     "VIEWS",
     "object_hex",
@@ -43,6 +45,8 @@ MIMETYPE: Final = "application/vnd.mlflow-bundle+zip"
 # The roles of objects: the folder below objects/ that each lives in.
 RECORDS: Final = "records"
 METRICS: Final = "metrics"
+MODEL_METRICS: Final = "model_metrics"
+SPANS: Final = "spans"
 FILES: Final = "files"
 INDEX: Final = "index"
 VIEWS: Final = "views"

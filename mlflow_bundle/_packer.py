@@ -19,11 +19,14 @@ from mlflow_bundle._index import settle
 from mlflow_bundle._limits import DEFAULT_LIMITS, WRITER_TARGETS, Limits, Targets
 from mlflow_bundle._manifest import Committed, commit_snapshot
 from mlflow_bundle._merkle import MerkleTree, leaf, logical
+from mlflow_bundle._owners import NO_FILES, files_digest
 from mlflow_bundle._redact import redact_bytes
+from mlflow_bundle._series import NO_SERIES, SeriesDigester
 from mlflow_bundle._shards import Cutter, OwnerTable, segments
 from mlflow_bundle._spool import LatestSpool, LineSpool, latest_points
 from mlflow_bundle._storage import Storage
-from mlflow_bundle._tables import NO_FILES, NO_SERIES, TABLES, SeriesDigester, TableWriter, files_digest
+from mlflow_bundle._table_specs import TABLES
+from mlflow_bundle._tables import TableWriter
 from mlflow_bundle._views import RUNS_VIEW, RunPlace, runs_view
 from mlflow_bundle.errors import StorageError
 from mlflow_bundle.records import (
@@ -338,12 +341,12 @@ class Packer:
         self._count([(ref, new)])
         if kind != "run":
             for line in lines:
-                tree.add(leaf(kind, logical_digest(line)))
+                tree.add(leaf(kind, logical_digest(line, kind)))
             return [ref]
         first = tree.rows
         series, files = self._series.owners.digests, self._files.owners.digests
         for number, line in enumerate(lines, start=first):
-            tree.add(leaf(kind, logical_digest(line), bytes.fromhex(series[number]), bytes.fromhex(files[number])))
+            tree.add(leaf(kind, logical_digest(line, kind), bytes.fromhex(series[number]), bytes.fromhex(files[number])))
         return [ref, self._write_runs_view(records, digests, path, writer, first)]
 
     def _write_runs_view(

@@ -12,8 +12,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mlflow_bundle import _layout
+from mlflow_bundle._owners import owner_digests
 from mlflow_bundle._storage import Staged, Storage
-from mlflow_bundle._tables import TableSpec, TableWriter, open_table, owner_digests
+from mlflow_bundle._table_specs import TableSpec
+from mlflow_bundle._tables import TableWriter, open_table
 from mlflow_bundle.errors import StorageError
 from mlflow_bundle.records import ObjectRef
 

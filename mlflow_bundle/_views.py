@@ -12,7 +12,7 @@ from msgspec import UNSET
 
 from mlflow_bundle._shards import OwnerRows
 from mlflow_bundle._spool import latest_points
-from mlflow_bundle._tables import TABLES
+from mlflow_bundle._table_specs import TABLES
 from mlflow_bundle.records import KeyValue, Run
 
 __all__ = ["RUNS_VIEW", "RunPlace", "latest_maps", "runs_view", "wide_runs"]

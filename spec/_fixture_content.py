@@ -19,8 +19,8 @@ from mlflow_bundle._limits import WRITER_TARGETS, Targets
 from mlflow_bundle._manifest import read_marker, snapshots
 from mlflow_bundle._packer import FileRow, Packer
 from mlflow_bundle._readme import BUNDLE_README
+from mlflow_bundle._series import sort_series
 from mlflow_bundle._storage import open_storage
-from mlflow_bundle._tables import sort_series
 from mlflow_bundle.records import (
     FORMAT,
     LAYOUT,

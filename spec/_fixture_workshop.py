@@ -15,7 +15,10 @@ from mlflow_bundle._codec import LinesWriter, encode, logical_digest, read_frame
 from mlflow_bundle._digests import digest_of, hex_of
 from mlflow_bundle._manifest import snapshot_name
 from mlflow_bundle._merkle import MerkleTree, leaf, logical
-from mlflow_bundle._tables import NO_FILES, NO_SERIES, TABLES, TableWriter, open_table, owner_digests
+from mlflow_bundle._owners import NO_FILES, owner_digests
+from mlflow_bundle._series import NO_SERIES
+from mlflow_bundle._table_specs import TABLES
+from mlflow_bundle._tables import TableWriter, open_table
 from mlflow_bundle.records import KINDS, NO_TIME
 
 Json = dict[str, Any]
@@ -194,7 +197,7 @@ class Workshop:
         trees: dict[str, MerkleTree] = {}
         for ref in [r for r in self.snapshot["objects"] if r["role"] == _layout.RECORDS]:
             for line in lines_in(self.data(ref)):
-                parts = [logical_digest(line)]
+                parts = [logical_digest(line, ref["kind"])]
                 for role, nothing in ((_layout.METRICS, NO_SERIES), (_layout.FILES, NO_FILES)) if ref["kind"] == "run" else ():
                     parts.append(bytes.fromhex(owners[role].get(json.loads(line)["run_id"], (0, nothing))[1]))
                 trees.setdefault(ref["kind"], MerkleTree()).add(leaf(ref["kind"], *parts))

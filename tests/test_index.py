@@ -21,7 +21,8 @@ from mlflow_bundle._blobs import BlobReader, BlobWriter
 from mlflow_bundle._index import Digests, PackBuilder, Settled, read_index, settle
 from mlflow_bundle._limits import DEFAULT_LIMITS, Targets
 from mlflow_bundle._storage import Storage, open_storage
-from mlflow_bundle._tables import TABLES, open_table
+from mlflow_bundle._table_specs import TABLES
+from mlflow_bundle._tables import open_table
 from mlflow_bundle.records import ObjectRef
 from tests.building import TINY
 

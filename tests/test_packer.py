@@ -16,11 +16,12 @@ from mlflow_bundle._codec import encode, logical_digest
 from mlflow_bundle._digests import hex_of
 from mlflow_bundle._manifest import ensure_marker, objects_of, snapshots
 from mlflow_bundle._merkle import MerkleTree, leaf, logical
+from mlflow_bundle._owners import files_digest
 from mlflow_bundle._packer import FileRow, Packer
+from mlflow_bundle._series import series_digests
 from mlflow_bundle._storage import Storage, open_storage
 from mlflow_bundle._storage._backend import Staged
 from mlflow_bundle._storage._local import LocalStorage
-from mlflow_bundle._tables import files_digest, series_digests
 from mlflow_bundle.errors import BundleError
 from mlflow_bundle.records import Experiment, KeyValue, Problem, Run
 from tests.building import TINY, Content, content_of, pack_content, run_of, series
@@ -65,11 +66,11 @@ def test_the_logical_root_is_over_records_series_and_files(storage: Storage) -> 
     committed, _ = pack_content(storage, content)
     trees = {"experiment": MerkleTree(), "run": MerkleTree()}
     for experiment in content.experiments:
-        trees["experiment"].add(leaf("experiment", logical_digest(encode(experiment))))
+        trees["experiment"].add(leaf("experiment", logical_digest(encode(experiment), "experiment")))
     for run in content.runs:
         ((_, points),) = series_digests([series([(0, *point) for point in content.points[run.run_id]])], 1)
         files = files_digest(files_of(content, run))
-        trees["run"].add(leaf("run", logical_digest(encode(run)), bytes.fromhex(points), bytes.fromhex(files)))
+        trees["run"].add(leaf("run", logical_digest(encode(run), "run"), bytes.fromhex(points), bytes.fromhex(files)))
     assert committed.snapshot.logical == logical(trees)
 
 

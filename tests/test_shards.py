@@ -17,9 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_bundle._layout import object_hex
+from mlflow_bundle._owners import NO_FILES, files_digest
 from mlflow_bundle._shards import Cutter, OwnerTable, segments
 from mlflow_bundle._storage import Storage, open_storage
-from mlflow_bundle._tables import NO_FILES, TABLES, files_digest, open_table
+from mlflow_bundle._table_specs import TABLES
+from mlflow_bundle._tables import open_table
 from mlflow_bundle.errors import StorageError
 
 FILES = TABLES["files/1"]

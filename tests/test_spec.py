@@ -22,6 +22,7 @@ import mlflow_bundle as bundle
 from mlflow_bundle import _tables
 from mlflow_bundle._codec import read_lines
 from mlflow_bundle._limits import Limits
+from mlflow_bundle._table_specs import TABLES
 from mlflow_bundle._verify._codes import CODES
 from mlflow_bundle.errors import BundleError
 
@@ -146,7 +147,7 @@ def test_the_text_describes_every_column(name: str) -> None:
     section = TEXT[TEXT.index(f"`{name}`, role") :]
     rows = [row.split("|") for row in section[section.index("| column") :].partition("\n\n")[0].splitlines()[2:]]
     told = {column.strip("` "): row[2].strip().partition(",")[0] for row in rows for column in row[1].split(",")}
-    schema = _tables.TABLES[name].schema
+    schema = TABLES[name].schema
     assert set(told) == set(schema.names)
     for field in schema:
         assert told[field.name].endswith("?") == field.nullable, field

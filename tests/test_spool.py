@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
+from mlflow_bundle._series import sort_series
 from mlflow_bundle._spool import LATEST_SCHEMA, LatestSpool, LineSpool, latest_points
-from mlflow_bundle._tables import sort_series
 from mlflow_bundle._views import latest_maps
 from tests.building import START, Point, archive_order, series
 

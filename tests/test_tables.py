@@ -19,22 +19,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_bundle._tables import (
-    NO_FILES,
-    NO_SERIES,
-    ROW_GROUP_ROWS,
-    TABLES,
-    TableSpec,
-    TableWriter,
-    as_series,
-    batches,
-    files_digest,
-    open_table,
-    owner_digests,
-    series_digests,
-    sort_series,
-    total_order,
-)
+from mlflow_bundle._owners import NO_FILES, files_digest, owner_digests
+from mlflow_bundle._series import NO_SERIES, as_series, series_digests, sort_series, total_order
+from mlflow_bundle._table_specs import TABLES, TableSpec
+from mlflow_bundle._tables import ROW_GROUP_ROWS, TableWriter, batches, open_table
 from mlflow_bundle.errors import CorruptError
 from tests.building import SERIES, Point, archive_order, points_of, realistic_series, series
 

@@ -18,7 +18,7 @@ import mlflow_bundle as bundle
 from mlflow_bundle import _layout
 from mlflow_bundle._limits import DEFAULT_LIMITS, Limits
 from mlflow_bundle._storage import open_storage
-from mlflow_bundle._tables import TABLES
+from mlflow_bundle._table_specs import TABLES
 from mlflow_bundle._unsafe import collisions, why_unsafe
 from mlflow_bundle._verify._codes import CODES
 from mlflow_bundle._verify._contents import Outcome, Part, _check_part

@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 from mlflow_bundle import _layout
 from mlflow_bundle._manifest import Committed
 from mlflow_bundle._merkle import MerkleTree, leaf, logical
-from mlflow_bundle._tables import NO_FILES, NO_SERIES
+from mlflow_bundle._owners import NO_FILES
+from mlflow_bundle._series import NO_SERIES
 from mlflow_bundle._verify._findings import Findings
 from mlflow_bundle._verify._objects import Objects
 from mlflow_bundle._verify._record_facts import NO_LATEST, RecordFacts, ViewFacts

@@ -21,7 +21,7 @@ from msgspec import UNSET
 from mlflow_bundle._codec import check_depth, decode_record, line_kind, logical_digest, read_frames
 from mlflow_bundle._limits import Limits
 from mlflow_bundle._redact import redact_bytes
-from mlflow_bundle._tables import TABLES
+from mlflow_bundle._table_specs import TABLES
 from mlflow_bundle._verify._canonical import is_canonical
 from mlflow_bundle._verify._findings import Findings
 from mlflow_bundle._verify._rows import row_groups
@@ -140,7 +140,7 @@ class _Lines:
             raise CorruptError(f"{path} holds a line that is not canonical JSON", code="E031")
         if redact_bytes(line)[1]:
             self._findings.add("W090", f"{path} holds a URI with what looks like a credential", object=path)
-        facts: dict[str, Any] = {"record_digest": hashlib.sha256(line).hexdigest(), "logical": logical_digest(line)}
+        facts: dict[str, Any] = {"record_digest": hashlib.sha256(line).hexdigest(), "logical": logical_digest(line, kind)}
         if kind not in KINDS:
             return facts
         record = decode_record(line, kind, name=path, limits=self._limits)

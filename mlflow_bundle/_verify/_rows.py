@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mlflow_bundle._limits import Limits
-from mlflow_bundle._tables import TableSpec, open_table
+from mlflow_bundle._table_specs import TableSpec
+from mlflow_bundle._tables import open_table
 from mlflow_bundle.errors import CorruptError, LimitError
 
 __all__ = ["raw_digests", "row_groups"]

@@ -16,8 +16,10 @@ import pyarrow as pa
 from mlflow_bundle import _layout
 from mlflow_bundle._digests import is_hex
 from mlflow_bundle._limits import Limits
+from mlflow_bundle._owners import files_digest
+from mlflow_bundle._series import SERIES_COLUMNS, SeriesDigester, sort_series
 from mlflow_bundle._spool import latest_points
-from mlflow_bundle._tables import SERIES_COLUMNS, TABLES, SeriesDigester, files_digest, sort_series
+from mlflow_bundle._table_specs import TABLES
 from mlflow_bundle._unsafe import collisions, why_unsafe
 from mlflow_bundle._verify._findings import Findings
 from mlflow_bundle._verify._record_facts import latest_digests

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_bundle import _layout
-from mlflow_bundle._tables import TABLES
+from mlflow_bundle._table_specs import TABLES
 from mlflow_bundle._verify._findings import Findings
 from mlflow_bundle._verify._objects import Objects
 from mlflow_bundle._verify._rows import raw_digests, row_groups

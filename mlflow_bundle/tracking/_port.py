@@ -1,5 +1,8 @@
 """What a source and a target of MLflow content must be able to do. Everything else of the package is neutral to them.
 
+Experiments and runs, which have filters, series and merging, have methods of their own; every other kind of record takes
+one road: ``entities`` and ``rows`` on the way out, ``cannot_hold`` and ``restore_entities`` on the way in.
+
 A source turns a server or a database into records, columns of metric points, and files; a target does the reverse.
 ``SeriesBatch`` tables travel between them: columns ``owner`` (int32, index into the run ids that were asked for), ``key``
 (string), ``step`` (int64), ``timestamp`` (int64, milliseconds), ``value`` (double), sorted by owner, key (bytes), step,
@@ -15,16 +18,25 @@ from typing import BinaryIO, Final, Literal, Protocol
 
 import pyarrow as pa
 
-from mlflow_bundle.records import Experiment, Problem, Run, Source
+from mlflow_bundle._table_specs import TABLES
+from mlflow_bundle.records import Experiment, Problem, Record, Run, Source
 
 __all__ = [
+    "ROW_ORDER",
+    "ROW_SCHEMAS",
     "SERIES_SCHEMA",
     "SOURCE_TAG_PREFIX",
     "ArtifactStore",
+    "EntityQuery",
+    "EntityResult",
     "FileInfo",
+    "IdMap",
     "MlflowSource",
     "MlflowTarget",
+    "OpenBlob",
+    "PlannedEntity",
     "PlannedRun",
+    "RestoreOptions",
     "RestoredRun",
     "RunQuery",
     "RunResult",
@@ -41,6 +53,25 @@ SERIES_SCHEMA: Final = pa.schema(
     ]
 )
 
+_OWNER: Final = pa.field("owner", pa.int32(), nullable=False)
+
+
+def _owned(table: str) -> pa.Schema:
+    """The digested and derived columns of a table behind an owner number, without the ids that the owner stands for."""
+    spec = TABLES[table]
+    ids = ("experiment_id", spec.owner)
+    return pa.schema([_OWNER, *(field for field in spec.schema if field.name not in ids)])
+
+
+#: What ``MlflowSource.rows`` yields for each table: ``owner`` (index into the ids that were asked for), then the columns of
+#: the table without ``experiment_id`` and the owner's id. Rows of an owner are together and in the order of ROW_ORDER.
+ROW_SCHEMAS: Final[Mapping[str, pa.Schema]] = {name: _owned(name) for name in ("model_metrics/1", "spans/1")}
+#: The order of an owner's rows: model metrics by key (bytes), step, timestamp, run id (bytes); spans by start, span id (bytes).
+ROW_ORDER: Final[Mapping[str, tuple[str, ...]]] = {
+    "model_metrics/1": ("key", "step", "timestamp", "run_id"),
+    "spans/1": ("start_time_unix_nano", "span_id"),
+}
+
 #: Tags with this prefix carry, on a target that gives new ids, what it could not keep; they are the journal of a restore.
 SOURCE_TAG_PREFIX: Final = "mlflow_bundle.source."
 
@@ -55,6 +86,21 @@ class RunQuery:
     since: int | None = None
     until: int | None = None
     lifecycle: Literal["all", "active", "deleted"] = "all"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntityQuery:
+    """Which entities of one kind. ``None`` is no restriction; several restrictions all hold.
+
+    ``experiment_ids``: those in one of these experiments (``Kind.experiments``). ``run_ids``: those that name one of these
+    runs (a logged model's source, a trace's links, a version's run). ``ids``: those with these ids (``records.record_id``).
+    ``parents``: those that belong to one of these (versions of registered models, records of evaluation datasets), by id.
+    """
+
+    experiment_ids: tuple[str, ...] | None = None
+    run_ids: tuple[str, ...] | None = None
+    ids: tuple[str, ...] | None = None
+    parents: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +167,28 @@ class MlflowSource(Protocol):
         """The whole metric histories of these runs as tables of ``SERIES_SCHEMA``, a bounded number of rows at a time."""
         ...
 
-    def artifacts(self, run: Run) -> ArtifactStore: ...
+    def artifacts(self, record: Record) -> ArtifactStore:
+        """The files of a run, logged model, trace or model version (an empty store where that has none of its own)."""
+        ...
+
+    def kinds(self) -> Sequence[str]:
+        """The kinds beside experiments and runs that this source can offer, in archive order. Those that it cannot are
+        named in ``description.absent``, as ``kind`` or ``kind.field``."""
+        ...
+
+    def entities(self, kind: str, query: EntityQuery) -> Iterator[list[Record]]:
+        """The records of a kind that match, in archive order, in batches of at most 1,000, each complete with all that the
+        source knows. An entity that is listed and cannot be read raises; it is never left out."""
+        ...
+
+    def rows(self, table: str, ids: Sequence[str]) -> Iterator[pa.Table]:
+        """The rows of ``model_metrics/1`` (logged models) or ``spans/1`` (traces) as bounded tables of ``ROW_SCHEMAS``."""
+        ...
+
+    def problems(self) -> list[Problem]:
+        """What could not be read of entities that were yielded all the same (spans of a trace that the server refuses to
+        hand out, for example), so far."""
+        ...
 
     def close(self) -> None: ...
 
@@ -177,8 +244,65 @@ OpenBlob = Callable[[str], AbstractContextManager[BinaryIO]]
 """Opens an archived file content by its SHA-256 in hex."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedEntity:
+    """An archived entity to restore. ``rows``: ``ROW_SCHEMAS`` without ``owner``; ``files``: path, size in bytes, SHA-256."""
+
+    record: Record
+    rows: pa.Table | None = None
+    files: tuple[tuple[str, int, str], ...] = ()
+
+
+@dataclass(slots=True, kw_only=True)
+class EntityResult:
+    """What became of one planned entity, as read back from the target. Without problems it is restored completely.
+
+    ``action`` is ``restored``, ``there`` (it was at the target already, with the same content), ``merged`` (something of
+    that name was there and was completed), ``left out`` (the target cannot hold it; a problem says why) or ``failed``.
+    ``rows`` and ``files`` count what was read back. ``notes`` say, a sentence each, what the target could not keep.
+    """
+
+    kind: str
+    source_id: str
+    target_id: str | None = None
+    action: Literal["restored", "there", "merged", "left out", "failed"] = "restored"
+    rows: int = 0
+    files: int = 0
+    file_bytes: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+class IdMap:
+    """Ids of the archive and what they became at the target, for every kind. What is not known stays as it is."""
+
+    def __init__(self) -> None:
+        self._new: dict[tuple[str, str], str] = {}
+
+    def add(self, kind: str, old: str, new: str) -> None:
+        """``old`` of the archive is ``new`` at the target."""
+        self._new[kind, old] = new
+
+    def find(self, kind: str, old: str) -> str | None:
+        """The id at the target, or None where the entity was not restored."""
+        return self._new.get((kind, old))
+
+    def new(self, kind: str, old: str) -> str:
+        """The id at the target, or the old one where the entity was not restored: a reference that leads nowhere."""
+        return self._new.get((kind, old), old)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreOptions:
+    """What a restore may do. ``workspace`` is where everything goes: None keeps the archived one where the target has
+    workspaces and drops it where not. ``online_scoring`` restores the sample rates of scorers instead of 0."""
+
+    workspace: str | None = None
+    online_scoring: bool = False
+
+
 class MlflowTarget(Protocol):
-    """Where runs are restored to: a tracking server or a database."""
+    """Where runs and all other entities are restored to: a tracking server or a database."""
 
     #: What merging into existing experiments left as it was, a sentence each.
     notes: list[str]
@@ -220,6 +344,30 @@ class MlflowTarget(Protocol):
 
     def finish_experiment(self, experiment: Experiment, experiment_id: str) -> None:
         """Set what must come last: the deleted state of the experiment, where the archive says so."""
+        ...
+
+    def kinds(self) -> frozenset[str]:
+        """The kinds beside experiments and runs that this target can hold."""
+        ...
+
+    def cannot_hold(self, record: Record) -> list[Problem]:
+        """What of this record the target would refuse, cut or alter. A pure check, nothing is sent."""
+        ...
+
+    def restore_entities(
+        self, kind: str, planned: Sequence[PlannedEntity], ids: IdMap, open_blob: OpenBlob, options: RestoreOptions
+    ) -> list[EntityResult]:
+        """Write these entities of one kind, read them back and compare; a result for each, in order, and ``ids`` completed.
+
+        Kinds come in order of rank, after all runs; the whole of a kind before the next, batch by batch (all versions of a
+        registered model are in one batch). Writing again what is there already duplicates nothing. One entity's failure
+        does not stop the others; a target that is gone raises.
+        """
+        ...
+
+    def link_runs(self, runs: Sequence[tuple[Run, str]], ids: IdMap) -> list[EntityResult]:
+        """Give runs (with their ids at the target) the model inputs and outputs of their records, once the logged models are
+        restored. A target that keeps ids has written them with the run and returns nothing."""
         ...
 
     def close(self) -> None: ...

@@ -26,7 +26,7 @@ from mlflow.store.db.utils import _get_alembic_config
 from mlflow.store.tracking.dbmodels.initial_models import Base as InitialBase
 from msgspec import UNSET
 
-from mlflow_bundle._tables import series_digests, sort_series
+from mlflow_bundle._series import series_digests, sort_series
 from mlflow_bundle.errors import AuthError, BundleError, CorruptError, NotFoundError, ServerError, UnsupportedError, UsageError
 from mlflow_bundle.records import Run, order_key
 from mlflow_bundle.tracking._port import SERIES_SCHEMA, RunQuery

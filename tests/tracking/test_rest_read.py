@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 from msgspec import UNSET
 
-from mlflow_bundle._tables import series_digests, sort_series
+from mlflow_bundle._series import series_digests, sort_series
 from mlflow_bundle.errors import NotFoundError, UsageError
 from mlflow_bundle.records import Run, order_key
 from mlflow_bundle.tracking._port import SERIES_SCHEMA, RunQuery

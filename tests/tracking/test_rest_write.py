@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import ViewType
 from msgspec import UNSET
 
-from mlflow_bundle._tables import series_digests, sort_series
+from mlflow_bundle._series import series_digests, sort_series
 from mlflow_bundle.errors import CorruptError, ServerError
 from mlflow_bundle.records import Dataset, DatasetInput, Experiment, KeyValue, Run
 from mlflow_bundle.tracking._port import SERIES_SCHEMA, SOURCE_TAG_PREFIX, PlannedRun, RunQuery, RunResult, TargetExperiment

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_bundle._tables import sort_series
+from mlflow_bundle._series import sort_series
 from mlflow_bundle.tracking._port import SERIES_SCHEMA
 from mlflow_bundle.tracking.database._connection import Connection
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_bundle._tables import sort_series
+from mlflow_bundle._series import sort_series
 from mlflow_bundle.errors import CorruptError, NotFoundError, UsageError
 from mlflow_bundle.records import Dataset, DatasetInput, Experiment, KeyValue, Run, Source, order_key
 from mlflow_bundle.tracking._filter import matching

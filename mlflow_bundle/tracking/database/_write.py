@@ -14,7 +14,7 @@ import pyarrow as pa
 from msgspec import UNSET
 
 from mlflow_bundle._parallel import bounded_map, prefetch
-from mlflow_bundle._tables import series_digests
+from mlflow_bundle._series import series_digests
 from mlflow_bundle.errors import CannotHoldError, ServerError, UsageError
 from mlflow_bundle.records import Experiment, KeyValue, Problem, Run, Source
 from mlflow_bundle.tracking._compare import run_differences

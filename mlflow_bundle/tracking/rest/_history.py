@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mlflow_bundle._parallel import bounded_map
-from mlflow_bundle._tables import sort_series
+from mlflow_bundle._series import sort_series
 from mlflow_bundle.tracking._port import SERIES_SCHEMA
 from mlflow_bundle.tracking._rest import API, RefusedError, RestClient
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_bundle._tables import NO_SERIES, SeriesDigester
+from mlflow_bundle._series import NO_SERIES, SeriesDigester
 from mlflow_bundle.tracking.rest._expected import BATCH_BYTES
 
 __all__ = ["Batch", "Point", "PointsDigester", "batches", "holdable"]
