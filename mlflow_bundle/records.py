@@ -117,6 +117,9 @@ class Scope(Document, frozen=True, omit_defaults=True):
     until: int | None = None
     lifecycle: Literal["all", "active", "deleted"] = "all"
     descendants: bool = False
+    models: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
+    logged_models: tuple[str, ...] = ()
 
 
 class Source(Document, frozen=True, omit_defaults=True):

@@ -37,6 +37,9 @@ class Selection:
     until: int | None = None
     lifecycle: Lifecycle = "all"
     descendants: bool = False
+    models: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
+    logged_models: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -49,6 +52,9 @@ class Selection:
         until: Moment | None = None,
         lifecycle: Lifecycle = "all",
         descendants: bool = False,
+        model: str | Sequence[str] | None = None,
+        prompt: str | Sequence[str] | None = None,
+        logged_model: str | Sequence[str] | None = None,
     ) -> Selection:
         """A selection from the arguments of ``pack`` and ``unpack``.
 
@@ -69,12 +75,25 @@ class Selection:
             until=end,
             lifecycle=lifecycle,
             descendants=descendants,
+            models=_texts(model),
+            prompts=_texts(prompt),
+            logged_models=_texts(logged_model),
         )
 
     @property
     def whole(self) -> bool:
         """Whether everything was asked for."""
-        return not self.experiments and not self.narrows_runs
+        return not self.experiments and not self.narrows_runs and not self.by_model
+
+    @property
+    def by_model(self) -> bool:
+        """Whether models or prompts were named."""
+        return bool(self.models or self.prompts or self.logged_models)
+
+    @property
+    def only_models(self) -> bool:
+        """Whether nothing but models and prompts was named: then only the runs that they need are selected."""
+        return self.by_model and not self.experiments and not self.narrows_runs
 
     @property
     def narrows_runs(self) -> bool:
@@ -91,6 +110,9 @@ class Selection:
             until=self.until,
             lifecycle=self.lifecycle,
             descendants=self.descendants,
+            models=self.models,
+            prompts=self.prompts,
+            logged_models=self.logged_models,
         )
 
 
@@ -135,22 +157,26 @@ def _day(text: str) -> date | None:
 
 @dataclass(frozen=True, slots=True)
 class Selected:
-    """What a selection means at a source. ``runs`` can be iterated once, in archive order."""
+    """What a selection means at a source. ``runs`` can be iterated once, in archive order. ``run_ids`` are their ids, None
+    where everything is selected; ``known`` are all experiments of the source."""
 
     experiments: list[Experiment]
     runs: Iterator[Run]
+    run_ids: set[str] | None
+    known: list[Experiment]
 
 
-def select(source: MlflowSource, selection: Selection) -> Selected:
+def select(source: MlflowSource, selection: Selection, *, needed: Sequence[str] = ()) -> Selected:
     """Find the experiments and runs of a selection. The ancestors of a selected run are selected too, and its descendants
     where that was asked for. Experiments without a selected run are kept only where they were named or nothing narrows.
+    ``needed`` are runs that selected models come from; they are selected as far as they exist.
 
     Raises:
         NotFoundError: an experiment or run that was named does not exist.
     """
     known = source.experiments()
     if selection.whole:
-        return Selected(known, (run for batch in source.runs(RunQuery()) for run in batch))
+        return Selected(known, (run for batch in source.runs(RunQuery()) for run in batch), None, known)
     named = _named(known, selection.experiments)
     query = RunQuery(
         experiment_ids=tuple(e.experiment_id for e in named) if selection.experiments else None,
@@ -160,19 +186,20 @@ def select(source: MlflowSource, selection: Selection) -> Selected:
         until=selection.until,
         lifecycle=selection.lifecycle,
     )
-    spool, ids, wanted = LineSpool(), set[str](), set[str]()
+    spool, ids, wanted = LineSpool(), set[str](), set(needed)
     experiments = {e.experiment_id for e in named}
-    for batch in source.runs(query):
+    for batch in () if selection.only_models else source.runs(query):
         for run in batch:
             spool.add(encode(run))
             ids.add(run.run_id)
             wanted.add(parent_of(run) or "")
             experiments.add(run.experiment_id)
     if missing := [run for run in selection.runs if run not in ids]:
-        _explain_missing_runs(source, missing, selection)
+        _explain_missing_runs(source, missing)
     relatives = _relatives(source, ids, wanted - {""}, descendants=selection.descendants)
     experiments |= {run.experiment_id for run in relatives}
-    return Selected([e for e in known if e.experiment_id in experiments], _merged(spool, relatives))
+    ids |= {run.run_id for run in relatives}
+    return Selected([e for e in known if e.experiment_id in experiments], _merged(spool, relatives), ids, known)
 
 
 def _named(known: Sequence[Experiment], patterns: Sequence[str]) -> list[Experiment]:
@@ -196,15 +223,13 @@ def _named(known: Sequence[Experiment], patterns: Sequence[str]) -> list[Experim
     return list(found.values())
 
 
-def _explain_missing_runs(source: MlflowSource, missing: Sequence[str], selection: Selection) -> None:
+def _explain_missing_runs(source: MlflowSource, missing: Sequence[str]) -> None:
     """A run that was named and does not exist is an error; one that the other conditions exclude is not."""
     existing = {run.run_id for run in source.runs_by_id(missing)}
     absent = [run for run in missing if run not in existing]
     if absent:
         more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
         raise NotFoundError(f"no run with the id {absent[0]!r}{more}", code="run-not-found")
-    if not (selection.filter or selection.experiments or selection.narrows_runs):
-        raise NotFoundError(f"the run {missing[0]!r} was not returned by its source", code="run-not-found")
 
 
 def parent_of(run: Run) -> str | None:
