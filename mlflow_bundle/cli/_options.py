@@ -111,7 +111,7 @@ def tracking_option(function: Command) -> Command:
 
 
 def selection(function: Command) -> Command:
-    """Which experiments and runs; no option means all of them."""
+    """Which experiments, runs and models; no option means everything."""
     options = (
         click.option("--experiment", metavar="NAME|ID|GLOB", type=LINES, multiple=True, help="Only these; can be repeated."),
         click.option("--run", metavar="ID", type=LINES, multiple=True, help="Only these runs; can be repeated."),
@@ -130,6 +130,19 @@ def selection(function: Command) -> Command:
             help="Only runs in this state.",
         ),
         click.option("--descendants", is_flag=True, help="Also all runs nested below the selected ones."),
+        click.option(
+            "--model",
+            metavar="NAME[/VERSION|@ALIAS]",
+            type=LINES,
+            multiple=True,
+            help="This registered model and what it needs: runs, logged models, their experiments; can be repeated.",
+        ),
+        click.option(
+            "--prompt", metavar="NAME[/VERSION|@ALIAS]", type=LINES, multiple=True, help="This prompt; can be repeated."
+        ),
+        click.option(
+            "--logged-model", metavar="ID", type=LINES, multiple=True, help="This logged model and its run; can be repeated."
+        ),
     )
     for option in reversed(options):
         function = option(function)

@@ -28,6 +28,7 @@ __all__ = [
     "fitted",
     "flush",
     "json_text",
+    "kind_text",
     "plain",
     "plural",
     "problem_lines",
@@ -163,11 +164,38 @@ def plural(count: int, noun: str) -> str:
     return f"{count_text(count)} {noun if count == 1 else noun + 's'}"
 
 
+#: Nouns of the counts of a snapshot, in the order in which they are told; those in ALWAYS also where there are none.
+_NOUNS: Final = {
+    "experiment": "experiment",
+    "run": "run",
+    "metric_point": "point",
+    "logged_model": "logged model",
+    "model_metric_point": "point of models",
+    "registered_model": "registered model or prompt",
+    "model_version": "version",
+    "trace": "trace",
+    "span": "span",
+    "evaluation_dataset": "evaluation dataset",
+    "dataset_record": "dataset record",
+    "file": "file",
+}
+_ALWAYS: Final = ("experiment", "run", "metric_point", "file")
+_PLURALS: Final = {"point of models": "points of models", "registered model or prompt": "registered models and prompts"}
+
+
+def kind_text(kind: str, count: int) -> str:
+    """``12 logged models``: a number of entities of a kind."""
+    noun = _NOUNS.get(kind, clean(kind.replace("_", " ")))
+    if count != 1 and noun in _PLURALS:
+        return f"{count:,} {_PLURALS[noun]}"
+    return plural(count, noun)
+
+
 def counts_text(counts: dict[str, int]) -> str:
     """The counts of a snapshot: ``3 experiments, 1,204 runs, 2.1 million points, 12,040 files``."""
-    names = (("experiment", "experiment"), ("run", "run"), ("metric_point", "point"), ("file", "file"))
-    others = [(kind, clean(kind)) for kind in counts if kind not in dict(names) and kind != "file_bytes"]
-    return ", ".join(plural(counts.get(kind, 0), noun) for kind, noun in (*names, *others))
+    order = [*_NOUNS, *(kind for kind in counts if kind not in _NOUNS and kind != "file_bytes")]
+    told = [kind for kind in order if counts.get(kind) or kind in _ALWAYS]
+    return ", ".join(kind_text(kind, counts.get(kind, 0)) for kind in told)
 
 
 def time_text(milliseconds: object, *, seconds: bool = True) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import click
 from fsspec.callbacks import Callback
 
 from mlflow_bundle._bundle import Bundle, open_bundle
-from mlflow_bundle._unsafe import collisions, why_unsafe
+from mlflow_bundle._unsafe import collisions, why_not_written
 from mlflow_bundle.cli._options import (
     bundle_argument,
     common,
@@ -31,10 +30,9 @@ from mlflow_bundle.cli._progress import progress
 from mlflow_bundle.errors import BundleError, CorruptError, NotFoundError, UsageError
 from mlflow_bundle.records import Problem
 
-__all__ = ["get", "refusal"]
+__all__ = ["get"]
 
 _CHUNK: Final = 1 << 20
-_ODD_ON_WINDOWS: Final = re.compile(r'[\\:*?"<>|\x00-\x1f]|[. ]$')
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +115,8 @@ def _plan(place: Place, destination: Path, *, force: bool) -> list[_Copy]:
         below = f"{place.inner}/" if place.inner else ""
         names = {file.path: file.path[len(below) :] for file in place.files}
         copies = [_Copy(file, destination / names[file.path]) for file in place.files]
-    bad = [why for path in names if (why := refusal(path) or refusal(names[path]))]
+    refused = ((path, why_not_written(path) or why_not_written(name)) for path, name in names.items())
+    bad = [f"{path!r} {why}" for path, why in refused if why]
     bad += [f"{name!r} collides with another path on many disks" for name in collisions(names.values())]
     if bad:
         more = f", and {len(bad) - 1:,} more such paths" if len(bad) > 1 else ""
@@ -133,18 +132,6 @@ def _plan(place: Place, destination: Path, *, force: bool) -> list[_Copy]:
         more = f", and {len(there) - 1:,} more" if len(there) > 1 else ""
         raise UsageError(f"{there[0]} exists{more}; nothing was written", code="exists", hint="--force overwrites")
     return copies
-
-
-def refusal(path: str) -> str | None:
-    """Why a path from a bundle must not be written to any disk, or None. A backslash is a separator on some."""
-    if why := why_unsafe(path):
-        return f"{path!r} {why}"
-    parts = path.replace("\\", "/").split("/")
-    if path.startswith("\\") or ".." in parts:
-        return f"{path!r} is absolute or climbs on Windows"
-    if os.name == "nt" and any(_ODD_ON_WINDOWS.search(part) for part in parts):
-        return f"{path!r} is no name on Windows"
-    return None
 
 
 def _stay_inside(copies: Sequence[_Copy], destination: Path) -> None:

@@ -1,6 +1,6 @@
 """MLflow on both ends of an archive: sources to pack from, targets to unpack to."""
 
 from mlflow_bundle.tracking._pack import PackReport, pack
-from mlflow_bundle.tracking._unpack import ExperimentOutcome, UnpackReport, unpack
+from mlflow_bundle.tracking._unpack import EntityOutcome, ExperimentOutcome, UnpackReport, unpack
 
-__all__ = ["ExperimentOutcome", "PackReport", "UnpackReport", "pack", "unpack"]
+__all__ = ["EntityOutcome", "ExperimentOutcome", "PackReport", "UnpackReport", "pack", "unpack"]

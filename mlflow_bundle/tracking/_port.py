@@ -291,6 +291,13 @@ class IdMap:
         """The id at the target, or the old one where the entity was not restored: a reference that leads nowhere."""
         return self._new.get((kind, old), old)
 
+    def by_kind(self) -> dict[str, dict[str, str]]:
+        """All of them: kind -> archived id -> id at the target."""
+        found: dict[str, dict[str, str]] = {}
+        for (kind, old), new in self._new.items():
+            found.setdefault(kind, {})[old] = new
+        return found
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreOptions:

@@ -158,12 +158,20 @@ def _day(text: str) -> date | None:
 @dataclass(frozen=True, slots=True)
 class Selected:
     """What a selection means at a source. ``runs`` can be iterated once, in archive order. ``run_ids`` are their ids, None
-    where everything is selected; ``known`` are all experiments of the source."""
+    where everything is selected; ``known`` are all
+    experiments of the source, ``named`` those that the selection asks for whole."""
 
     experiments: list[Experiment]
     runs: Iterator[Run]
     run_ids: set[str] | None
     known: list[Experiment]
+    named: list[Experiment]
+    selection: Selection
+
+    @property
+    def narrowed(self) -> list[str] | None:
+        """The ids of the runs where the selection narrows the runs of its experiments, else None."""
+        return sorted(self.run_ids or ()) if self.selection.narrows_runs else None
 
 
 def select(source: MlflowSource, selection: Selection, *, needed: Sequence[str] = ()) -> Selected:
@@ -176,7 +184,7 @@ def select(source: MlflowSource, selection: Selection, *, needed: Sequence[str] 
     """
     known = source.experiments()
     if selection.whole:
-        return Selected(known, (run for batch in source.runs(RunQuery()) for run in batch), None, known)
+        return Selected(known, (run for batch in source.runs(RunQuery()) for run in batch), None, known, known, selection)
     named = _named(known, selection.experiments)
     query = RunQuery(
         experiment_ids=tuple(e.experiment_id for e in named) if selection.experiments else None,
@@ -199,7 +207,14 @@ def select(source: MlflowSource, selection: Selection, *, needed: Sequence[str] 
     relatives = _relatives(source, ids, wanted - {""}, descendants=selection.descendants)
     experiments |= {run.experiment_id for run in relatives}
     ids |= {run.run_id for run in relatives}
-    return Selected([e for e in known if e.experiment_id in experiments], _merged(spool, relatives), ids, known)
+    return Selected(
+        [e for e in known if e.experiment_id in experiments],
+        _merged(spool, relatives),
+        ids,
+        known,
+        named if selection.experiments else [],
+        selection,
+    )
 
 
 def _named(known: Sequence[Experiment], patterns: Sequence[str]) -> list[Experiment]:

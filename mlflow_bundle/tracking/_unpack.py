@@ -15,14 +15,17 @@ from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 from mlflow_bundle._bundle import Bundle, open_bundle
 from mlflow_bundle._limits import DEFAULT_LIMITS, Limits
 from mlflow_bundle.errors import CannotHoldError
+from mlflow_bundle.kinds import KINDS
 from mlflow_bundle.records import Problem, Run
 from mlflow_bundle.tracking._archive import ArchiveSource
 from mlflow_bundle.tracking._connect import connect_target, resolve_tracking_uri
+from mlflow_bundle.tracking._entities import EntityOutcome, EntityRestore, entity_problems
+from mlflow_bundle.tracking._gather import Gathered, gather, needed_by_models
 from mlflow_bundle.tracking._plan import Action, Plan, make_plan
-from mlflow_bundle.tracking._port import MlflowTarget, PlannedRun, RunResult
+from mlflow_bundle.tracking._port import IdMap, MlflowTarget, PlannedRun, RestoreOptions, RunResult
 from mlflow_bundle.tracking._select import Lifecycle, Moment, Selection, select
 
-__all__ = ["ExperimentOutcome", "UnpackReport", "unpack"]
+__all__ = ["EntityOutcome", "ExperimentOutcome", "UnpackReport", "unpack"]
 
 _BATCH_RUNS: Final = 500
 _BATCH_POINTS: Final = 2_000_000
@@ -44,6 +47,7 @@ class UnpackReport:
     """What an unpack did. A run counts as restored when it was read back from the target and compared without a difference.
 
     ``runs_planned`` are those that a dry run would restore. ``run_ids`` maps archived ids to those at the target.
+    ``entities`` has the counts of every other kind, ``ids`` their archived ids and those at the target, by kind.
     Sizes are bytes; ``seconds`` is wall time.
     """
 
@@ -62,6 +66,8 @@ class UnpackReport:
     files: int = 0
     file_bytes: int = 0
     run_ids: Mapping[str, str] = field(default_factory=dict)
+    entities: tuple[EntityOutcome, ...] = ()
+    ids: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
@@ -78,7 +84,12 @@ def unpack(
     until: Moment | None = None,
     lifecycle: Lifecycle = "all",
     descendants: bool = False,
+    model: str | Sequence[str] | None = None,
+    prompt: str | Sequence[str] | None = None,
+    logged_model: str | Sequence[str] | None = None,
     rename: Mapping[str, str] | None = None,
+    workspace: str | None = None,
+    online_scoring: bool = False,
     snapshot: str | None = None,
     dry_run: bool = False,
     allow_partial: bool = False,
@@ -90,10 +101,12 @@ def unpack(
     callback: Callback = DEFAULT_CALLBACK,
     limits: Limits = DEFAULT_LIMITS,
 ) -> UnpackReport:
-    """Restore experiments and runs of a snapshot to an MLflow server or database.
+    """Restore a snapshot, or a selection of it, to an MLflow server or database.
 
     The selection means the same as in ``pack``. ``rename`` gives archived experiments other names. An experiment that
     exists gets the runs; runs that an earlier unpack restored are left alone, unfinished ones are finished.
+    ``workspace`` is where everything goes on a target that has workspaces. Webhooks come back disabled, scorers with a
+    sample rate of 0 unless ``online_scoring`` is set, and nothing that was secret comes back at all.
 
     A database keeps ids, times and deleted state. A server gives new ids; tags ``mlflow_bundle.source.*`` carry the rest.
 
@@ -116,11 +129,24 @@ def unpack(
         until=until,
         lifecycle=lifecycle,
         descendants=descendants,
+        model=model,
+        prompt=prompt,
+        logged_model=logged_model,
     )
     uri = resolve_tracking_uri(tracking_uri)
     with ExitStack() as stack:
         archive = stack.enter_context(open_bundle(bundle, snapshot=snapshot, storage_options=storage_options, limits=limits))
-        selected = select(ArchiveSource(archive), selection)
+        source = ArchiveSource(archive)
+        needed = needed_by_models(source, selection)
+        selected = select(source, selection, needed=needed.runs if needed else ())
+        gathered = gather(
+            source,
+            selection,
+            experiment_ids=[found.experiment_id for found in selected.named],
+            run_ids=selected.narrowed,
+            needed=needed,
+        )
+        stack.callback(gathered.close)
         target = stack.enter_context(
             closing(
                 connect_target(
@@ -134,7 +160,12 @@ def unpack(
             )
         )
         plan = stack.enter_context(closing(make_plan(archive, target, selected, rename or {})))
-        work = _Restore(archive, target, plan, callback)
+        for planned in plan.runs():
+            gathered.run(planned)
+        gathered.fetch_models(source)
+        plan.problems += entity_problems(gathered, target)
+        options = RestoreOptions(workspace=workspace, online_scoring=online_scoring)
+        work = _Restore(archive, target, plan, callback, gathered=gathered, options=options)
         if dry_run:
             return work.report(dry_run=True, seconds=time.monotonic() - started)
         if plan.problems and not allow_partial:
@@ -156,12 +187,24 @@ def _cannot_hold(problems: Sequence[Problem], target: MlflowTarget) -> CannotHol
 class _Restore:
     """One unpack: places experiments, restores runs batch by batch, parents first, and counts what was read back."""
 
-    def __init__(self, archive: Bundle, target: MlflowTarget, plan: Plan, callback: Callback) -> None:
+    def __init__(
+        self,
+        archive: Bundle,
+        target: MlflowTarget,
+        plan: Plan,
+        callback: Callback,
+        *,
+        gathered: Gathered,
+        options: RestoreOptions,
+    ) -> None:
         self._archive, self._target, self._plan, self._callback = archive, target, plan, callback
+        self._gathered = gathered
+        self._map = IdMap()
+        self._entities = EntityRestore(archive, target, gathered, ids=self._map, options=options)
         self._ids: dict[str, str] = {}
         self._restored = self._there = self._failed = self._points = self._files = self._bytes = 0
         self._problems: list[Problem] = list(plan.problems)
-        self._notes: dict[str, int] = {}
+        self._notes: Counter[str] = Counter()
         for placement in plan.placements.values():
             self._ids |= {source: run.run_id for source, run in placement.there.items() if run.complete or target.keeps_ids}
 
@@ -183,6 +226,7 @@ class _Restore:
             self._restore(batch)
             progress.relative_update(len(batch))
         progress.close()
+        self._restore_entities()
         for placement in placed:
             if placement.experiment.lifecycle_stage != "deleted" or placement.target_id is None:
                 continue
@@ -192,6 +236,32 @@ class _Restore:
                 self._note(
                     f"experiment {placement.name!r} is deleted in the archive and was active at the target: it stays active"
                 )
+
+    def _restore_entities(self) -> None:
+        """All other kinds, in order of rank; the runs get their logged models as soon as those are there."""
+        for source, placement in self._plan.placements.items():
+            placed = placement.target_id or (placement.existing.experiment_id if placement.existing else None)
+            if placed is not None:
+                self._map.add("experiment", source, placed)
+        for run, target_id in self._ids.items():
+            self._map.add("run", run, target_id)
+        progress = self._callback.branched("entities", "")
+        progress.set_size(sum(self._gathered.counts.values()))
+        for kind in (kind for kind in KINDS if self._gathered.counts.get(kind)):
+            self._entities.restore(kind, progress.relative_update)
+            if kind == "logged_model":
+                self._link_runs()
+        progress.close()
+
+    def _link_runs(self) -> None:
+        """Give restored runs the inputs and outputs that name logged models."""
+        linked = [
+            (run, self._ids[run.run_id])
+            for run in self._plan.runs()
+            if (run.model_inputs or run.model_outputs) and run.run_id in self._ids
+        ]
+        for result in self._target.link_runs(linked, self._map):
+            self._entities.note(result)
 
     def _batches(self) -> Iterator[list[Run]]:
         """The runs to look at, parents before their children, in batches that fit into memory."""
@@ -263,7 +333,7 @@ class _Restore:
             self._bytes += result.file_bytes
 
     def _note(self, note: str) -> None:
-        self._notes[note] = self._notes.get(note, 0) + 1
+        self._notes[note] += 1
 
     def report(self, *, dry_run: bool, seconds: float) -> UnpackReport:
         """The counts so far."""
@@ -272,10 +342,14 @@ class _Restore:
         if not target.keeps_ids or dry_run:
             self._there = done
         refused = sum(p.runs for p in plan.placements.values() if p.action == "refused")
+        noted = self._notes + self._entities.notes
         notes = [
             *plan.notes,
             *target.notes,
-            *(f"{note} ({count:,} times)" if count > 1 else note for note, count in self._notes.items()),
+            *(
+                f"{note} ({count:,} times)" if count > 1 else note
+                for note, count in noted.items()
+            ),
         ]
         return UnpackReport(
             bundle=self._archive.url,
@@ -296,7 +370,9 @@ class _Restore:
             files=self._files,
             file_bytes=self._bytes,
             run_ids=dict(self._ids),
-            problems=tuple(self._problems),
+            entities=self._entities.outcomes(),
+            ids=self._map.by_kind(),
+            problems=(*self._problems, *self._entities.problems),
             notes=tuple(notes),
             seconds=seconds,
         )

@@ -15,7 +15,7 @@ from mlflow_bundle.tracking._compare import run_differences
 from mlflow_bundle.tracking._port import SOURCE_TAG_PREFIX, PlannedRun
 from mlflow_bundle.tracking.rest._limits import RUN_NAME_CHARS, Limits
 
-__all__ = ["COMPLETE", "RESTORE_TAG", "STARTED", "Expected", "expect", "packed"]
+__all__ = ["COMPLETE", "RESTORE_TAG", "STARTED", "Expected", "expect", "keep_earlier", "packed"]
 
 #: The journal of a restore: started, then complete when everything was read back and compared.
 RESTORE_TAG: Final = "mlflow_bundle.restore"
@@ -119,7 +119,7 @@ def expect(planned: PlannedRun, limits: Limits, bundle_id: str) -> Expected:
     if planned.parent_id is not None and _PARENT in tags:
         ours[SOURCE_TAG_PREFIX + "parent_run_id"] = tags[_PARENT]
         tags[_PARENT] = planned.parent_id
-    _keep_earlier(tags, ours)
+    keep_earlier(tags, ours)
     user = run.user_id or ""
     record = Run(
         run_id="",
@@ -160,8 +160,8 @@ def _source_tags(run: Run, bundle_id: str, absent: Sequence[str]) -> dict[str, s
     return {RESTORE_TAG: STARTED, **{SOURCE_TAG_PREFIX + key: value for key, value in kept.items()}}
 
 
-def _keep_earlier(tags: dict[str, str], ours: dict[str, str]) -> None:
-    """A run that was restored once before has tags of that restore: they move into one tag, as JSON."""
+def keep_earlier(tags: dict[str, str], ours: dict[str, str]) -> None:
+    """What was restored once before has tags of that restore: they move into one tag, as JSON."""
     earlier = {key: tags.pop(key) for key in list(ours) if key in tags}
     if earlier:
         ours[SOURCE_TAG_PREFIX + "earlier"] = json.dumps(earlier, ensure_ascii=False, sort_keys=True, separators=(",", ":"))

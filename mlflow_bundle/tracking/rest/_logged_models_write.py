@@ -1,0 +1,327 @@
+"""Logged models at a server: new ids, ``MLmodel`` rewritten on the way, metrics linked to model and dataset."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, cast
+
+import pyarrow as pa
+from msgspec import UNSET
+
+from mlflow_bundle._digests import file_hex, hex_of
+from mlflow_bundle.entities import KeyValue, LoggedModel, Run
+from mlflow_bundle.records import Problem
+from mlflow_bundle.tracking._port import SOURCE_TAG_PREFIX, EntityResult, IdMap, OpenBlob, PlannedEntity, RestoreOptions
+from mlflow_bundle.tracking.rest._answers import chunks
+from mlflow_bundle.tracking.rest._expected import COMPLETE, RESTORE_TAG, STARTED, keep_earlier
+from mlflow_bundle.tracking.rest._road import DIFFERS, SOURCE_BUNDLE, Server, not_restored, pages, tag_map
+
+__all__ = ["LoggedModelWriter"]
+
+_SOURCE_ID: Final = SOURCE_TAG_PREFIX + "model_id"
+#: A deleted model is not found by a search: the experiment remembers what it became, under this and the archived id.
+_DELETED: Final = SOURCE_TAG_PREFIX + "deleted_logged_model."
+#: A server writes it when versions are made of the model.
+_VERSIONS: Final = "mlflow.modelVersions"
+_KEPT: Final = (
+    "model_id",
+    "creation_timestamp_ms",
+    "last_updated_timestamp_ms",
+    "status_message",
+    "artifact_uri",
+    "source_run_id",
+)
+_STATUS: Final = {"PENDING": 1, "READY": 2, "FAILED": 3}
+_MLMODEL: Final = "MLmodel"
+_MLMODEL_LINE: Final = re.compile(r"^(run_id|model_id|artifact_path):[ \t]*(\S.*)$", re.MULTILINE)
+_PARAMS: Final = 100
+_METRICS: Final = 1_000
+_PAGE: Final = 200
+
+
+class LoggedModelWriter:
+    """Restores logged models, and the inputs and outputs of runs that name them."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._known: dict[str, dict[str, tuple[str, bool]]] = {}
+
+    def cannot_hold(self, model: LoggedModel) -> list[Problem]:
+        """A server holds every logged model that a server has held."""
+        if model.name and any(character in model.name for character in "/:.%\"'"):
+            message = f"logged model {model.model_id}: the server takes no name like {model.name!r}"
+            return [Problem(code="cannot-hold", kind="logged_model", id=model.model_id, message=message)]
+        return []
+
+    def restore(
+        self, planned: Sequence[PlannedEntity], ids: IdMap, open_blob: OpenBlob, _: RestoreOptions
+    ) -> list[EntityResult]:
+        """Create, fill and finalize each model; those that an earlier restore completed are left alone."""
+        for experiment in sorted({ids.new("experiment", _model(plan).experiment_id) for plan in planned}):
+            if experiment not in self._known:
+                self._known[experiment] = self._restored_in(experiment)
+
+        def one(plan: PlannedEntity, result: EntityResult) -> None:
+            self._restore(plan, result, ids, open_blob)
+            if result.target_id is not None:
+                ids.add("logged_model", result.source_id, result.target_id)
+
+        return self._server.each("logged_model", planned, one)
+
+    def _restored_in(self, experiment_id: str) -> dict[str, tuple[str, bool]]:
+        """Models of this archive that the experiment has already: archived id -> (id, whether it is complete)."""
+        body = {"experiment_ids": [experiment_id], "max_results": _PAGE}
+        found = {}
+        for model in pages(lambda token: self._server.post("logged-models/search", {**body, "page_token": token}), "models"):
+            tags = tag_map(model["info"].get("tags", []))
+            if tags.get(SOURCE_BUNDLE) == self._server.bundle_id and _SOURCE_ID in tags:
+                found[tags[_SOURCE_ID]] = (model["info"]["model_id"], tags.get(RESTORE_TAG) == COMPLETE)
+        experiment = self._server.get("experiments/get", {"experiment_id": experiment_id})["experiment"]
+        for key, value in tag_map(experiment.get("tags", [])).items():
+            if key.startswith(_DELETED):
+                found[key.removeprefix(_DELETED)] = (value, True)
+        return found
+
+    def _restore(self, plan: PlannedEntity, result: EntityResult, ids: IdMap, open_blob: OpenBlob) -> None:
+        model = _model(plan)
+        experiment = ids.find("experiment", model.experiment_id)
+        if experiment is None:
+            result.action = "failed"
+            result.problems.append(not_restored(result, f"its experiment {model.experiment_id} was not restored"))
+            return
+        there, complete = self._known[experiment].get(model.model_id, (None, False))
+        if there is not None and complete:
+            result.action, result.target_id = "there", there
+            return
+        if there is None:
+            there = self._create(model, experiment, ids)
+            self._known[experiment][model.model_id] = (there, False)
+        result.target_id = there
+        made = self._get(there)
+        self._send_params(model, made)
+        self._send_files(plan, result, made, ids, open_blob)
+        self._send_metrics(plan, result, there, ids)
+        if status := _STATUS.get(model.status or ""):
+            self._server.post(f"logged-models/{there}", {"model_id": there, "status": status}, method="PATCH")
+        self._compare(model, result, ids)
+        if result.action != "failed":
+            self._complete(model, experiment, there)
+            self._known[experiment][model.model_id] = (there, True)
+
+    def _create(self, model: LoggedModel, experiment: str, ids: IdMap) -> str:
+        tags = {tag.key: tag.value for tag in model.tags if tag.key != _VERSIONS}
+        ours = {**self._server.source_tags(model, *_KEPT), RESTORE_TAG: STARTED}
+        keep_earlier(tags, ours)
+        tags |= ours
+        body: dict[str, Any] = {
+            "experiment_id": experiment,
+            "name": model.name,
+            "model_type": model.model_type,
+            "params": model.params[:_PARAMS],
+            "tags": [{"key": key, "value": value} for key, value in tags.items()],
+        }
+        if model.source_run_id:
+            body["source_run_id"] = ids.new("run", model.source_run_id)
+        body = {key: value for key, value in body.items() if value is not UNSET}
+        return str(self._server.post("logged-models", body)["model"]["info"]["model_id"])
+
+    def _get(self, model_id: str) -> dict[str, Any]:
+        answer = self._server.get(f"logged-models/{model_id}", {"allow_deleted": "true"})
+        return cast("dict[str, Any]", answer["model"])
+
+    def _send_params(self, model: LoggedModel, made: Mapping[str, Any]) -> None:
+        """Those that the model was not created with; a param that is there cannot be sent again."""
+        there = {param["key"] for param in made.get("data", {}).get("params", [])}
+        missing = [param for param in model.params if param.key not in there]
+        for some in chunks(missing, _PARAMS):
+            model_id = made["info"]["model_id"]
+            self._server.post(f"logged-models/{model_id}/params", {"model_id": model_id, "params": some})
+
+    def _send_files(
+        self, plan: PlannedEntity, result: EntityResult, made: Mapping[str, Any], ids: IdMap, open_blob: OpenBlob
+    ) -> None:
+        if not plan.files:
+            return
+        location = str(made["info"].get("artifact_uri", ""))
+        store = self._server.open_store(location, made["info"]["model_id"])
+        rewritten = [file for file in plan.files if file[0] == _MLMODEL]
+        others = PlannedEntity(record=plan.record, files=tuple(file for file in plan.files if file[0] != _MLMODEL))
+        self._server.send_files(others, result, store, open_blob)
+        for path, _, sha256 in rewritten:
+            with open_blob(sha256) as stream:
+                content = rewrite_mlmodel(stream.read(), _model(plan), made["info"]["model_id"], location, ids)
+            store.write(path, io.BytesIO(content), len(content))
+            with store.open(path) as back:
+                if file_hex(back) != hex_of(content):
+                    message = f"the file {path!r} was read back from the target with other content"
+                    result.problems.append(not_restored(result, message, code=DIFFERS, path=path))
+                    result.action = "failed"
+                    continue
+            result.files += 1
+            result.file_bytes += len(content)
+
+    def _send_metrics(self, plan: PlannedEntity, result: EntityResult, model_id: str, ids: IdMap) -> None:
+        """Points that the model does not have yet: a point that is there makes a server refuse the request halfway."""
+        if plan.rows is None or not plan.rows.num_rows:
+            return
+        there = {_identity(metric) for metric in self._get(model_id).get("data", {}).get("metrics", [])}
+        for run, points in _points_by_run(plan.rows, model_id).items():
+            target = ids.find("run", run)
+            if target is None:
+                message = f"{len(points)} metric points are left out: their run {run} was not restored"
+                result.problems.append(not_restored(result, message, code="cannot-hold"))
+                continue
+            missing = [point for point in points if _identity({**point, "run_id": target}) not in there]
+            with _writable(self._server, target, needed=bool(missing)):
+                for some in chunks(missing, _METRICS):
+                    self._server.post("runs/log-batch", {"run_id": target, "metrics": some})
+            result.rows += len(points)
+
+    def _compare(self, model: LoggedModel, result: EntityResult, ids: IdMap) -> None:
+        """Read the model back; what differs is a problem."""
+        assert result.target_id is not None
+        found = self._get(result.target_id)
+        info, data = found["info"], found.get("data", {})
+        tags = tag_map(info.get("tags", []))
+        own = tag_map(_own_tags(model))
+        wanted: dict[str, tuple[Any, Any]] = {
+            "name": (model.name, info.get("name", "")),
+            "model_type": (model.model_type or "", info.get("model_type", "")),
+            "status": (model.status, str(info.get("status", "")).removeprefix("LOGGED_MODEL_").removeprefix("UPLOAD_")),
+            "params": (tag_map(model.params), tag_map(data.get("params", []))),
+            "tags": (own, {key: tags.get(key) for key in own}),
+        }
+        if model.source_run_id:
+            wanted["source_run_id"] = (ids.new("run", model.source_run_id), info.get("source_run_id", ""))
+        for field, (expected, actual) in wanted.items():
+            if expected is not UNSET and expected != actual:
+                message = f"read back from the target: {field} is {actual!r:.60} instead of {expected!r:.60}"
+                result.problems.append(not_restored(result, message, code=DIFFERS))
+                result.action = "failed"
+        if result.rows and len(data.get("metrics", [])) < result.rows:
+            message = f"{len(data.get('metrics', []))} metric points were read back from the target instead of {result.rows}"
+            result.problems.append(not_restored(result, message, code=DIFFERS))
+            result.action = "failed"
+
+    def _complete(self, model: LoggedModel, experiment: str, there: str) -> None:
+        tags = [{"key": RESTORE_TAG, "value": COMPLETE}]
+        self._server.post(f"logged-models/{there}/tags", {"model_id": there, "tags": tags}, method="PATCH")
+        if model.lifecycle_stage == "deleted":
+            key = _DELETED + model.model_id
+            body = {"experiment_id": experiment, "key": key, "value": there}
+            self._server.post("experiments/set-experiment-tag", body)
+            self._server.post(f"logged-models/{there}", {"model_id": there}, method="DELETE")
+
+    # -- runs ------------------------------------------------------------------------------------------------------
+
+    def link_runs(self, runs: Sequence[tuple[Run, str]], ids: IdMap) -> list[EntityResult]:
+        """Give runs the model inputs and outputs of their records, as far as they do not have them."""
+        planned = {run.run_id: target for run, target in runs}
+
+        def one(plan: PlannedEntity, result: EntityResult) -> None:
+            run = cast("Run", plan.record)
+            result.target_id = planned[run.run_id]
+            self._link(run, result, ids)
+
+        return self._server.each("run", [PlannedEntity(record=run) for run, _ in runs], one)
+
+    def _link(self, run: Run, result: EntityResult, ids: IdMap) -> None:
+        target = str(result.target_id)
+        there = self._links_of(target)
+        inputs = {ids.new("logged_model", link.model_id) for link in run.model_inputs}
+        outputs = {(ids.new("logged_model", link.model_id), link.step) for link in run.model_outputs}
+        new_inputs, new_outputs = inputs - there[0], outputs - there[1]
+        with _writable(self._server, target, needed=bool(new_inputs or new_outputs)):
+            if new_inputs:
+                read = [{"model_id": model} for model in sorted(new_inputs)]
+                self._server.post("runs/log-inputs", {"run_id": target, "models": read})
+            if new_outputs:
+                made = [{"model_id": model, "step": step} for model, step in sorted(new_outputs)]
+                self._server.post("runs/outputs", {"run_id": target, "models": made})
+        found = self._links_of(target)
+        if not (inputs <= found[0] and outputs <= found[1]):
+            result.action = "failed"
+            message = "its links to logged models were not all read back from the target"
+            result.problems.append(not_restored(result, message, code=DIFFERS))
+
+    def _links_of(self, run_id: str) -> tuple[set[str], set[tuple[str, int]]]:
+        run = self._server.get("runs/get", {"run_id": run_id})["run"]
+        inputs = {link["model_id"] for link in run.get("inputs", {}).get("model_inputs", [])}
+        outputs = {(link["model_id"], int(link.get("step", 0))) for link in run.get("outputs", {}).get("model_outputs", [])}
+        return inputs, outputs
+
+
+@contextmanager
+def _writable(server: Server, run_id: str, *, needed: bool) -> Iterator[None]:
+    """A deleted run takes nothing: it is active meanwhile."""
+    stage = server.get("runs/get", {"run_id": run_id})["run"]["info"].get("lifecycle_stage") if needed else "active"
+    if stage == "deleted":
+        server.post("runs/restore", {"run_id": run_id})
+    try:
+        yield
+    finally:
+        if stage == "deleted":
+            server.post("runs/delete", {"run_id": run_id})
+
+
+def _own_tags(model: LoggedModel) -> list[KeyValue]:
+    """The tags that are the model's: not those of a restore, nor the one that a server keeps."""
+    ours = (SOURCE_TAG_PREFIX, RESTORE_TAG)
+    return [tag for tag in model.tags if tag.key != _VERSIONS and not tag.key.startswith(ours)]
+
+
+def rewrite_mlmodel(content: bytes, model: LoggedModel, model_id: str, location: str, ids: IdMap) -> bytes:
+    """The ``MLmodel`` of a restored model: its ids and place at the target, everything else as it was."""
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        return content
+
+    def line(match: re.Match[str]) -> str:
+        name, value = match[1], match[2].strip()
+        if name == "model_id" and value == model.model_id:
+            return f"model_id: {model_id}"
+        if name == "run_id":
+            return f"run_id: {ids.new('run', value)}"
+        if name == "artifact_path" and isinstance(model.artifact_uri, str) and value == model.artifact_uri:
+            return f"artifact_path: {location}"
+        return match[0]
+
+    return _MLMODEL_LINE.sub(line, text).encode()
+
+
+def _model(plan: PlannedEntity) -> LoggedModel:
+    return cast("LoggedModel", plan.record)
+
+
+def _identity(metric: Mapping[str, Any]) -> tuple[str, int, int, str]:
+    return metric["key"], int(metric["timestamp"]), int(metric.get("step", 0)), str(metric.get("run_id", ""))
+
+
+def _points_by_run(rows: pa.Table, model_id: str) -> dict[str, list[dict[str, Any]]]:
+    """The rows of ``model_metrics/1`` as points of ``runs/log-batch``, by archived run."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in cast("Iterator[dict[str, Any]]", rows.to_pylist()):
+        value = row["value"]
+        point: dict[str, Any] = {
+            "key": row["key"],
+            "value": 0.0 if value is None else _json_number(value),
+            "timestamp": row["timestamp"],
+            "step": row["step"],
+            "model_id": model_id,
+        }
+        if row["dataset_name"] is not None:
+            point |= {"dataset_name": row["dataset_name"], "dataset_digest": row["dataset_digest"]}
+        found.setdefault(row["run_id"], []).append(point)
+    return found
+
+
+def _json_number(value: float) -> float | str:
+    """JSON has no infinities: a server takes their names."""
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
