@@ -11,23 +11,29 @@ from msgspec import UNSET
 
 from mlflow_bundle._parallel import bounded_map
 from mlflow_bundle.errors import ServerError
-from mlflow_bundle.records import Experiment, KeyValue, Problem, Run, Source
+from mlflow_bundle.records import Experiment, KeyValue, Problem, Record, Run, Source
 from mlflow_bundle.tracking._port import (
     SOURCE_TAG_PREFIX,
     ArtifactStore,
+    EntityResult,
+    IdMap,
     OpenBlob,
+    PlannedEntity,
     PlannedRun,
     RestoredRun,
+    RestoreOptions,
     RunResult,
     TargetExperiment,
 )
 from mlflow_bundle.tracking._rest import API, RefusedError, RestClient
 from mlflow_bundle.tracking.artifacts import artifact_store
 from mlflow_bundle.tracking.rest._answers import RunAnswer, SearchRuns, experiments, search_runs
+from mlflow_bundle.tracking.rest._entity_write import EntityWriter
 from mlflow_bundle.tracking.rest._expected import COMPLETE, RESTORE_TAG, expect
 from mlflow_bundle.tracking.rest._history import HistoryReader
 from mlflow_bundle.tracking.rest._limits import Limits
 from mlflow_bundle.tracking.rest._restore import Job, Restorer
+from mlflow_bundle.tracking.rest._road import Server
 
 __all__ = ["RestTarget"]
 
@@ -82,6 +88,7 @@ class RestTarget:
             window=self._window,
             open_store=self._store,
         )
+        self._entities = EntityWriter(Server(self._client, self._executor, self._window, bundle_id, self._store))
         #: Experiments that were deleted and are writable until ``finish_experiment``.
         self._revived: set[str] = set()
         self.notes: list[str] = []
@@ -255,6 +262,24 @@ class RestTarget:
         """Complete runs of the archive that were in this lifecycle stage there."""
         filters = [f"tags.`{_SOURCE_STAGE}` = '{stage}' AND tags.`{RESTORE_TAG}` = '{COMPLETE}'"]
         return [answer.run_id for answer in self._search(experiment_id, filters, view)]
+
+    def kinds(self) -> frozenset[str]:
+        """The kinds beside experiments and runs that this server can hold."""
+        return self._entities.kinds()
+
+    def cannot_hold(self, record: Record) -> list[Problem]:
+        """What of this record the server would refuse, cut or alter."""
+        return self._entities.cannot_hold(record)
+
+    def restore_entities(
+        self, kind: str, planned: Sequence[PlannedEntity], ids: IdMap, open_blob: OpenBlob, options: RestoreOptions
+    ) -> list[EntityResult]:
+        """Write these entities, read them back and compare. See ``MlflowTarget.restore_entities``."""
+        return self._entities.restore(kind, planned, ids, open_blob, options)
+
+    def link_runs(self, runs: Sequence[tuple[Run, str]], ids: IdMap) -> list[EntityResult]:
+        """Give runs the model inputs and outputs of their records."""
+        return self._entities.link_runs(runs, ids)
 
     def close(self) -> None:
         """Stop the threads. Requests under way are finished first."""
