@@ -26,11 +26,25 @@ Check it. The SHA-256 of every file below objects/ is its name:
       n=$(basename "$f"); test "$(sha256sum < "$f" | cut -c1-64)" = "${n%%.*}" || echo "DAMAGED $f"
     done
 
-See which objects the newest snapshot needs (older snapshots may share some and need others):
+See which objects the newest snapshot needs (older snapshots may share some and need others). Where that prints nothing,
+the list was long: `zstd -dc` the object that "object_lists" names. A snapshot that is no whole JSON was cut off: take the
+one before.
 
     jq -r '.objects[].path' "$(ls snapshots/*.json | tail -n 1)"
 
-Read the runs:
+A pattern such as `objects/metrics/*.parquet` takes what ALL snapshots hold: a run that several snapshots have comes several
+times, once for each state in which it was found. To read one snapshot alone, name the objects that it lists:
+
+    newest=$(ls snapshots/*.json | tail -n 1)
+    zstd -dc $(jq -r '.objects[] | select(.role == "records").path' "$newest") | jq -c 'select(.kind == "run").run_id'
+
+and in DuckDB, in place of `'objects/metrics/*.parquet'` below, `read_parquet(...)` with the list that this prints (likewise
+for the roles "files", "index" and "views"):
+
+    role=metrics
+    jq -c --arg role "$role" '[.objects[] | select(.role == $role).path]' "$(ls snapshots/*.json | tail -n 1)" | tr '"' "'"
+
+Read the runs, here and below of all snapshots:
 
     zstd -dc objects/records/*.jsonl.zst | jq -c 'select(.kind == "run") | {run_id, run_name, status}'
 

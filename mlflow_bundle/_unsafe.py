@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-__all__ = ["collisions", "why_unsafe"]
+__all__ = ["collisions", "why_not_written", "why_unsafe"]
 
 _RESERVED: Final = re.compile(r"(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.DOTALL)
 _DRIVE: Final = re.compile(r"[A-Za-z]:")
+_NO_NAME_ON_WINDOWS: Final = re.compile(r'[\\:*?"<>|\x00-\x1f]|[. ]$')
 
 
 def why_unsafe(path: str) -> str | None:
@@ -24,6 +26,17 @@ def why_unsafe(path: str) -> str | None:
             return "names a drive"
         if _RESERVED.fullmatch(part):
             return "contains a name that Windows reserves for devices"
+    return None
+
+
+def why_not_written(path: str, *, windows: bool = os.name == "nt") -> str | None:
+    """Why no file may be written under a path from a bundle, or None. ``windows``: names that only Windows refuses count."""
+    if why := why_unsafe(path):
+        return why
+    if path.startswith("\\") or ".." in path.replace("\\", "/").split("/"):
+        return "is absolute or climbs where a backslash separates paths"
+    if windows and any(map(_NO_NAME_ON_WINDOWS.search, path.split("/"))):
+        return "is no name on Windows"
     return None
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 from _fixture_content import MINIMAL, START, Content, pack_content, pairs, run_id
-from _fixture_workshop import Workshop, flipped, lines_in, lines_object, table_object, with_column
+from _fixture_workshop import Workshop, flipped, lines_in, lines_object, plain_parquet, table_object, with_column
 
 from mlflow_bundle import _layout
 from mlflow_bundle._codec import encode
@@ -276,20 +276,13 @@ def _rows(role: str, schema: str, order: Callable[[list[int]], list[int]]) -> Ed
     return _table(role, schema, lambda table: table.take(pa.array(order(list(range(table.num_rows))), pa.int64())))
 
 
-def _plain_parquet(table: pa.Table, schema: bytes | None) -> bytes:
-    sink = pa.BufferOutputStream()
-    metadata = None if schema is None else {b"mlflow_bundle.schema": schema}
-    pq.write_table(table.replace_schema_metadata(metadata), sink, store_schema=False, write_page_checksum=True)
-    return bytes(sink.getvalue().to_pybytes())
-
-
-def _rewritten(role: str, change: Callable[[pa.Table], pa.Table], schema: bytes | None) -> Edit:
+def _rewritten(role: str, change: Callable[[pa.Table], pa.Table], schema: str | None) -> Edit:
     """Let another Parquet writer write a table, with other columns or another schema name."""
 
     def edit(shop: Workshop) -> None:
         ref = shop.ref(role)
         table = pq.read_table(pa.BufferReader(shop.data(ref)))
-        shop.swap(ref, _plain_parquet(change(table), schema))
+        shop.swap(ref, plain_parquet(change(table), schema))
 
     return edit
 
@@ -476,10 +469,10 @@ BAD: Final[list[Damage]] = [
     Damage("E034", "short_list", _list_is_short, base="lists"),
     Damage("E040", "no_parquet", _object_bytes(_layout.METRICS, lambda data: b"no" + data[2:-2] + b"no")),
     Damage("E041", "no_schema_name", _rewritten(_layout.METRICS, lambda table: table, None)),
-    Damage("E041", "other_schema_name", _rewritten(_layout.METRICS, lambda table: table, b"metrics/2")),
-    Damage("E041", "column_missing", _rewritten(_layout.METRICS, lambda table: table.drop_columns(["step"]), b"metrics/1")),
+    Damage("E041", "other_schema_name", _rewritten(_layout.METRICS, lambda table: table, "metrics/2")),
+    Damage("E041", "column_missing", _rewritten(_layout.METRICS, lambda table: table.drop_columns(["step"]), "metrics/1")),
     Damage("E042", "rows_of_a_run_apart", _rows(*_M, lambda r: [*r[1:], r[0]])),
-    Damage("E041", "null", _rewritten(_layout.METRICS, _with_null, b"metrics/1")),
+    Damage("E041", "null", _rewritten(_layout.METRICS, _with_null, "metrics/1")),
     Damage("E042", "runs_in_another_order", _rows(*_M, lambda r: [*r[8:16], *r[:8], *r[16:]]), mend=True),
     Damage("E043", "page_checksum", _object_bytes(_layout.METRICS, _page_bit)),
     Damage("E044", "other_rows", _ref(_layout.METRICS, rows=9)),

@@ -91,9 +91,9 @@ def pack_content(
         with closing(Packer(storage, read_marker(storage), base=base, targets=targets)) as packer:
             for record in (*sorted(content.experiments, key=order_key), *sorted(content.runs, key=order_key)):
                 packer.add(record)
-            packer.add_series(_series(packer.run_ids, content.metrics))
+            packer.add_series(_series(packer.ids["run"], content.metrics))
             packer.end_series()
-            for run in packer.run_ids:
+            for run in packer.ids["run"]:
                 packer.add_files([_stored(packer, path, data) for path, data in content.files.get(run, {}).items()])
             committed = packer.commit(
                 created_at=created_at,

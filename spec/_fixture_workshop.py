@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from mlflow_bundle import _layout
-from mlflow_bundle._codec import LinesWriter, encode, logical_digest, read_frames
+from mlflow_bundle._codec import LinesWriter, decode_record, encode, logical_digest, read_frames
 from mlflow_bundle._digests import digest_of, hex_of
+from mlflow_bundle._limits import Limits
 from mlflow_bundle._manifest import snapshot_name
 from mlflow_bundle._merkle import MerkleTree, leaf, logical
 from mlflow_bundle._owners import NO_FILES, owner_digests
 from mlflow_bundle._series import NO_SERIES
 from mlflow_bundle._table_specs import TABLES
 from mlflow_bundle._tables import TableWriter, open_table
-from mlflow_bundle.records import KINDS, NO_TIME
+from mlflow_bundle.records import KINDS, order_key
 
 Json = dict[str, Any]
 
@@ -49,6 +51,16 @@ def table_object(table: pa.Table, schema: str) -> bytes:
     writer.add(table)
     writer.close()
     return sink.getvalue()
+
+
+def plain_parquet(table: pa.Table, schema: str | None) -> bytes:
+    """A table object as another Parquet writer would write it, with any columns and under any schema name."""
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, table.schema, store_schema=False, write_page_checksum=True) as writer:
+        writer.write_table(table)
+        if schema is not None:  # what a table says in its own metadata is not written without the Arrow schema
+            writer.add_key_value_metadata({"mlflow_bundle.schema": schema})
+    return bytes(sink.getvalue().to_pybytes())
 
 
 def table_in(data: bytes, schema: str) -> pa.Table:
@@ -165,7 +177,7 @@ class Workshop:
             lines = lines_in(self.data(ref))
             ref.update(rows=len(lines), content=digest_of(b"".join(line + b"\n" for line in lines)))
             if ref["kind"] in KINDS:
-                ref.update(first=_order_key(lines[0]), last=_order_key(lines[-1]))
+                ref.update(first=_order_key(lines[0], ref["kind"]), last=_order_key(lines[-1], ref["kind"]))
             for frame, raw in read_frames(self.data(ref), name="fixture"):
                 for line in raw[:-1].split(b"\n") if ref["kind"] == "run" else ():
                     self._runs[json.loads(line)["run_id"]] = json.loads(line)
@@ -225,10 +237,8 @@ class Workshop:
             (folder / path).write_bytes(data)
 
 
-def _order_key(line: bytes) -> list[Any]:
-    record = json.loads(line)
-    time, name = ("creation_time", "experiment_id") if record["kind"] == "experiment" else ("start_time", "run_id")
-    return [record.get(time, NO_TIME), record[name]]
+def _order_key(line: bytes, kind: str) -> list[Any]:
+    return list(order_key(decode_record(line, kind, name="fixture", limits=Limits(json_depth=1_000))))
 
 
 def flipped(data: bytes, place: int) -> bytes:

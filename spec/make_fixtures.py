@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from _fixture_bad import BAD, BASES, WARN
 from _fixture_content import FULL, MINIMAL, NOW, START, TINY, Content, pack_content, run_id
-from _fixture_workshop import Workshop, lines_object
+from _fixture_workshop import Workshop, lines_object, plain_parquet
 
 from mlflow_bundle import _layout
 from mlflow_bundle._codec import encode
@@ -114,13 +114,11 @@ def from_the_future(place: Path) -> None:
     shop.edit_record(
         "run", colour="blue", nested={"deep": [{"er": None}]}, params=[{"key": "lr", "secret": False, "value": "0.1"}]
     )
-    model = {"kind": "registered_model", "name": "größe", "versions": [1, 2]}
-    shop.put(_layout.RECORDS, lines_object([encode(model)]), kind="registered_model", rows=1, content="")
-    sink = pa.BufferOutputStream()
-    table = pa.table({"trace_id": ["tr-1"], "content": ["{}"]}).replace_schema_metadata({"mlflow_bundle.schema": "spans/1"})
-    pa.parquet.write_table(table, sink, store_schema=False)
-    shop.put("spans", sink.getvalue().to_pybytes(), rows=1, strange="field")
-    shop.snapshot |= {"retention": {"days": 30}, "counts": shop.snapshot["counts"] | {"span": 1}}
+    record = {"kind": "later_kind", "name": "größe", "versions": [1, 2]}
+    shop.put(_layout.RECORDS, lines_object([encode(record)]), kind="later_kind", rows=1, content="")
+    table = plain_parquet(pa.table({"later_id": ["1"], "content": ["{}"]}), "later_rows/1")
+    shop.put("later_rows", table, rows=1, strange="field")
+    shop.snapshot |= {"retention": {"days": 30}, "counts": shop.snapshot["counts"] | {"later_row": 1}}
     shop.files[_layout.MARKER] = encode(json.loads(shop.files[_layout.MARKER]) | {"title": "from the future"})
     shop.mend()
     shop.commit()

@@ -1,7 +1,6 @@
 """An independent reader of mlflow-bundle archives, by spec/v1.md alone (comments name its sections): checks, extracts files.
 
-Needs zstandard and pyarrow. Exit code 0: sound; 1: no bundle, or one that needs a newer reader; 4: problems were found.
-"""
+Needs zstandard and pyarrow. Exit code 0: sound; 1: no bundle, or one that needs a newer reader; 4: problems were found."""
 
 import argparse
 import datetime
@@ -90,6 +89,8 @@ def rows_of(data, schema, *columns):  # 5.1: tuples; read a row group at a time
         raise ValueError(f"is not a table {schema}")
     for number in range(table.num_row_groups):
         rows = table.read_row_group(number, columns=list(columns), use_threads=False).select(columns)
+        if any(rows[name].null_count for name in columns if name != "sha256"):
+            raise ValueError("has nulls where none may be")
         if "value" in columns:  # doubles as their bits, so that every NaN stays what it is
             bits = [chunk.view(pa.int64()) for chunk in rows.column("value").chunks]
             rows = rows.set_column(columns.index("value"), "value", bits)
@@ -258,8 +259,8 @@ class Check:
         for _, (path, offset, length, codec, raw_length) in sorted(extents.items()):
             if path not in self.listed or codec not in ("raw", "deflate"):
                 raise ValueError(f"has an extent in {path} ({codec}), which is not there")
-            data = self.read(path, offset, length)
-            data = zlib.decompress(data, -15) if codec == "deflate" else data
+            stored = self.read(path, offset, length)
+            data = zlib.decompressobj(-15).decompress(stored, raw_length + 1) if codec == "deflate" else stored
             hasher.update(data if len(data) == raw_length else b"wrong")
             yield data
         if hasher.hexdigest() != digest:
@@ -284,9 +285,8 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(usage="reader.py BUNDLE [--extract DIR]")
     parser.add_argument("bundle")
     parser.add_argument("--extract")
-    options = parser.parse_args(arguments)
     try:
-        check = Check(options.bundle)
+        check = Check((options := parser.parse_args(arguments)).bundle)
         check.run(options.extract)
     except ERRORS as error:
         print(json.dumps({"error": f"{type(error).__name__}: {error}"}))

@@ -224,7 +224,7 @@ def test_cuts_of_one_file(golden: dict[str, bytes], tmp_path: Path) -> None:
     """A ZIP file that is cut anywhere, or has a byte more, is reported."""
     place = one_file(golden, tmp_path)
     data = place.read_bytes()
-    for length in {*range(0, len(data), 2_999), len(data) - 1}:
+    for length in {2, *range(2_999, len(data), 2_999), len(data) - 1}:
         place.write_bytes(data[:length])
         assert bundle.verify(place).problems, length
     place.write_bytes(data + b"\0")

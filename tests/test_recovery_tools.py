@@ -13,6 +13,7 @@ import duckdb
 import pytest
 
 import mlflow_bundle as bundle
+from mlflow_bundle._readme import BUNDLE_README
 from tests.fixtures.content import ContentSummary
 
 
@@ -101,6 +102,45 @@ def test_jq_lists_what_the_newest_snapshot_needs(archive: Path) -> None:
     with bundle.open(archive) as opened:
         assert said == [ref.path for ref in opened.objects]
     assert all((archive / path).is_file() for path in said)
+
+
+HISTORY = Path(__file__).parent.parent / "spec" / "v1" / "fixtures" / "good" / "several_snapshots"
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> Path:
+    """Three snapshots on each other, with the README of today in it."""
+    place = tmp_path / "history"
+    shutil.copytree(HISTORY, place)
+    (place / "README.md").write_text(BUNDLE_README, encoding="utf-8")
+    return place
+
+
+def test_patterns_take_all_snapshots(history: Path) -> None:
+    """What the README warns of: records and points come once for each snapshot that wrote them anew."""
+    lines = shell(block(history, "zstd -dc"), history, "zstd", "jq").decode().splitlines()
+    ids = [json.loads(line)["run_id"] for line in lines]
+    assert len(ids) > len(set(ids))
+    with bundle.open(history) as opened:
+        assert query("select count(*) from 'objects/metrics/*.parquet'", history)[0][0] > opened.metrics().num_rows
+
+
+def test_jq_restricts_the_records_to_one_snapshot(history: Path) -> None:
+    """With the paths that the newest snapshot lists, each of its runs is printed once."""
+    said = shell(block(history, "newest="), history, "zstd", "jq").decode().splitlines()
+    with bundle.open(history) as opened:
+        assert [json.loads(line) for line in said] == opened.runs().column("run_id").to_pylist()
+
+
+@pytest.mark.parametrize("role", ["metrics", "files", "views"])
+def test_jq_restricts_the_tables_to_one_snapshot(history: Path, role: str) -> None:
+    """The list that jq prints is one that DuckDB takes, and gives the rows of the newest snapshot."""
+    listed = shell(block(history, "role=").replace("metrics", role, 1), history, "jq", "tr").decode().strip()
+    with bundle.open(history) as opened:
+        rows = {"metrics": opened.metrics(), "files": opened.files(), "views": opened.runs()}[role].num_rows
+    with duckdb.connect() as connection:
+        absolute = listed.replace("objects/", f"{history}/objects/")
+        assert connection.execute(f"select count(*) from read_parquet({absolute})").fetchall() == [(rows,)]
 
 
 def test_zstd_and_jq_read_the_runs(archive: Path, awkward_database: tuple[str, ContentSummary]) -> None:

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from mlflow_bundle._layout import object_hex
 from mlflow_bundle._owners import NO_FILES, files_digest
-from mlflow_bundle._shards import Cutter, OwnerTable, segments
+from mlflow_bundle._series import segments
+from mlflow_bundle._shards import Cutter, OwnerTable
 from mlflow_bundle._storage import Storage, open_storage
 from mlflow_bundle._table_specs import TABLES
 from mlflow_bundle._tables import open_table
@@ -231,7 +232,7 @@ def test_reused_objects_keep_the_numbers_right(tmp_path: Path) -> None:
         fill(table, [("d", 1)])
         assert table.refs[0] == first.refs[0]
         assert table.owners.objects[:3] == first.owners.objects
-        assert table.owners.starts == [0, 0, 3, 0]
+        assert list(table.owners.starts) == [0, 0, 3, 0]
         assert table.owners.objects[3] == table.refs[1].path
         assert table.refs[1].rows == 1
 

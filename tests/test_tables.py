@@ -19,8 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_bundle._owners import NO_FILES, files_digest, owner_digests
-from mlflow_bundle._series import NO_SERIES, as_series, series_digests, sort_series, total_order
+from mlflow_bundle._owners import NO_FILES, files_digest, numbered_rows, owner_digests
+from mlflow_bundle._series import NO_SERIES, series_digests, sort_series, total_order
 from mlflow_bundle._table_specs import TABLES, TableSpec
 from mlflow_bundle._tables import ROW_GROUP_ROWS, TableWriter, batches, open_table
 from mlflow_bundle.errors import CorruptError
@@ -186,7 +186,7 @@ def test_values_come_back_bit_for_bit(points: list[Point], cut: int) -> None:
     data = metrics_file(table.slice(0, cut), table.slice(cut))
     read = open_table(io.BytesIO(data), METRICS, name="x", dictionaries=True)
     numbers = {f"run {i}": i for i in range(4)}
-    back = [row for part in as_series(batches(read), numbers.__getitem__) for row in points_of(part)]
+    back = [row for part in numbered_rows(batches(read), METRICS, numbers.__getitem__) for row in points_of(part)]
     assert back == points_of(table)
     assert pq.read_table(io.BytesIO(data)).num_rows == len(points)
 

@@ -192,7 +192,7 @@ def only(problems: tuple[Problem, ...]) -> Problem:
 def test_the_runs_of_a_lost_table(folder: Path, files: dict[str, bytes], level: str, role: str, column: str) -> None:
     """A lost object names just the runs that the views place in it, and their experiments; nothing else is reported."""
     with bundle.open(folder) as archive:
-        view = archive._view.select(["run_id", column]).to_pylist()
+        view = archive._reader.view("run").select(["run_id", column]).to_pylist()
     lost = next(path for path in of_role(files, role) if any(row[column] == path for row in view))
     problem = only(check({path: data for path, data in files.items() if path != lost}, level=level).problems)
     assert (problem.code, problem.object) == ("E025", lost)

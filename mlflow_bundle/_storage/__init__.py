@@ -30,7 +30,8 @@ def open_storage(
 
     Raises:
         UsageError: no file system knows the URL, its package is not installed, or its options are wrong.
-        BundleNotFoundError: the path is a file, and not a ZIP file.
+        BundleNotFoundError: there is a file, and it is not a ZIP file.
+        CorruptError: a ZIP file that is not whole, or cannot hold a bundle.
     """
     text = os.fspath(url)
     if not text:

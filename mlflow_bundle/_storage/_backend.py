@@ -225,7 +225,7 @@ class RangeFile(io.BufferedIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
         if base + offset < 0:
-            raise ValueError(f"cannot seek to {base + offset}")
+            raise OSError(errno.EINVAL, f"cannot seek to {base + offset}")  # as a file says it
         self._at = base + offset
         return self._at
 

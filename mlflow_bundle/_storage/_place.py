@@ -22,7 +22,7 @@ from mlflow_bundle._storage._backend import storage_error, sweep
 from mlflow_bundle._storage._local import link_new, make_folder, sync_file, sync_folder
 from mlflow_bundle._storage._remote import CREATE, OBJECT_STORES, failures, fetch_range, look_up, protocols_of, remote_error
 from mlflow_bundle._storage._zipform import Archive
-from mlflow_bundle.errors import CommitUnknownError, CorruptError, StorageError
+from mlflow_bundle.errors import BundleNotFoundError, CommitUnknownError, CorruptError, StorageError
 
 try:
     import fcntl
@@ -42,7 +42,8 @@ class Place(abc.ABC):
         """What lies there now, or None.
 
         Raises:
-            CorruptError: something that is not a ZIP file with a bundle's files.
+            BundleNotFoundError: a file that is no ZIP file.
+            CorruptError: a ZIP file that is not whole, or cannot hold a bundle's files.
         """
 
     @abc.abstractmethod
@@ -171,7 +172,7 @@ class RemotePlace(Place):
             error = failure
         try:
             found = _fingerprint(self.open())
-        except (StorageError, CorruptError) as unreadable:
+        except (StorageError, CorruptError, BundleNotFoundError) as unreadable:
             raise CommitUnknownError(
                 f"{self.url} was written and cannot be read back: whether it was replaced is unknown ({unreadable.message})",
                 hint="look at the file when the storage answers again, or just run again",

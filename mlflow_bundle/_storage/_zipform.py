@@ -18,7 +18,7 @@ from typing import BinaryIO, Final, cast
 
 from mlflow_bundle import _layout
 from mlflow_bundle._storage._backend import MIB, RangeFile, checked_path
-from mlflow_bundle.errors import CorruptError, LimitError
+from mlflow_bundle.errors import BundleNotFoundError, CorruptError, LimitError
 
 __all__ = ["Archive", "Entry", "Part", "write_archive"]
 
@@ -28,6 +28,9 @@ _END: Final = struct.Struct("<4s4H2LH")
 _END64: Final = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR64: Final = struct.Struct("<4sLQL")
 _SIZES64: Final = struct.Struct("<2H2Q")
+
+#: Every ZIP file that is not empty begins so, also one whose end was lost.
+_BEGINNING: Final = b"PK"
 
 _MAX16: Final = 0xFFFF
 _MAX32: Final = 0xFFFFFFFF
@@ -70,32 +73,41 @@ def write_archive(file: BinaryIO, parts: Iterable[Part]) -> None:
     """Write the ZIP file of these parts, whatever their order, in bounded memory.
 
     Raises:
+        LimitError: so many parts that no reader would open the file; nothing was written.
         CorruptError: a part does not have the size that it was said to have.
     """
     mimetype = _layout.MIMETYPE.encode()
     first = Part(_layout.MIMETYPE_ENTRY, len(mimetype), zlib.crc32(mimetype), lambda: iter((mimetype,)))
+    ordered = (first, *sorted(parts, key=lambda part: _order(part.name)))
     entries: list[Entry] = []
     offset = 0
-    for part in (first, *sorted(parts, key=lambda part: _order(part.name))):
-        entry = Entry(part.name, part.size, part.crc, offset)
-        entries.append(entry)
-        header = _local_header(entry)
-        file.write(header)
+    for part in ordered:
+        entries.append(Entry(part.name, part.size, part.crc, offset))
+        offset += len(_local_header(entries[-1])) + part.size
+    directory = _directory(entries, offset)
+    if len(directory) > _DIRECTORY_LIMIT:
+        raise LimitError(
+            f"one file cannot hold {len(ordered):,} files: its directory would have {len(directory):,} bytes",
+            code="E094",
+            hint="keep the bundle in a folder or a bucket",
+        )
+    for part, entry in zip(ordered, entries, strict=True):
+        file.write(_local_header(entry))
         written = 0
         for chunk in part.chunks():
             file.write(chunk)
             written += len(chunk)
         if written != part.size:
             raise CorruptError(f"{part.name} has {written:,} bytes instead of {part.size:,}")
-        offset += len(header) + written
-    file.write(_directory(entries, offset))
+    file.write(directory)
 
 
 class Archive:
     """A ZIP file with a bundle, over a function that fetches ranges. May be read from several threads.
 
     Raises:
-        CorruptError: no ZIP file, or one that is not made of plain stored files that lie apart and inside.
+        BundleNotFoundError: something that does not even begin as a ZIP file does.
+        CorruptError: no whole ZIP file, or one that is not made of plain stored files that lie apart and inside.
         LimitError: a central directory of more than 64 MiB.
     """
 
@@ -176,6 +188,11 @@ class Archive:
             with zipfile.ZipFile(file) as archive:
                 return archive.infolist(), archive.start_dir
         except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error) as error:
+            if self._fetch(0, min(len(_BEGINNING), self._size)) != _BEGINNING:
+                raise BundleNotFoundError(
+                    f"there is no bundle at {self._url}: the file is not a ZIP file",
+                    hint="check the path; `mlflow-bundle pack` makes a new bundle where there is no file",
+                ) from error
             raise CorruptError(f"{self._url} is not a whole ZIP file: {error}", code="not-a-zip") from error
 
     def _check(self, infos: Sequence[zipfile.ZipInfo]) -> dict[str, Entry]:

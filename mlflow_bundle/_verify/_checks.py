@@ -284,7 +284,7 @@ class TablesCheck:
         if not self._unread(_layout.RECORDS):
             counts |= {kind: len(self._column(kind, "id")) for kind in KINDS}
         for name, count in counts.items():
-            said = self._snapshot.counts.get(name)
+            said = self._snapshot.counts.get(name, 0)
             if said != count:
                 self._add("E064", f"the snapshot counts {said} of {name}; it has {count:,}")
         if self._skip("the logical root and some counts", _layout.RECORDS, _layout.METRICS, _layout.FILES):

@@ -70,7 +70,7 @@ def _directory(data: bytes, name: str) -> tuple[int, int, int]:
     magic, disk, first_disk, here, count, size, start, comment = _END.unpack_from(data, end)
     if magic != b"PK\5\6" or disk or first_disk or comment:
         raise _bad(name, "does not end as a ZIP file without a comment ends")
-    if count == _MANY:
+    if count == _MANY and data[max(end - _LOCATOR64.size, 0) : end].startswith(b"PK\6\7"):  # else it has just that many
         end -= _LOCATOR64.size + _END64.size
         if end < 0 or _LOCATOR64.unpack_from(data, end + _END64.size) != (b"PK\6\7", 0, end, 1):
             raise _bad(name, "has no ZIP64 end record")

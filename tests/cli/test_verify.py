@@ -83,3 +83,12 @@ def test_older_snapshot(command: Command, archived: Archived, tmp_path: Path) ->
     done = command("verify", tmp_path / "b", "--snapshot", first.root_digest[:20], "--json")
     assert done.code == 0
     assert json.loads(done.out)["snapshot"] == first.snapshot
+
+
+@pytest.mark.parametrize("words", [["verify"], ["ls"], ["log"]])
+def test_a_file_that_is_no_zip_file(command: Command, tmp_path: Path, words: list[str]) -> None:
+    """No bundle is there, whatever the name of the file promises: 10, and one sentence."""
+    (tmp_path / "bad.zip").write_bytes(b"no zip\n")
+    done = command(*words, tmp_path / "bad.zip")
+    assert (done.code, done.out) == (10, "")
+    assert "the file is not a ZIP file" in done.err

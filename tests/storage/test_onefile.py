@@ -18,11 +18,12 @@ from pathlib import Path
 
 import pytest
 
+import mlflow_bundle
 from mlflow_bundle import _layout
-from mlflow_bundle._storage import Storage, open_storage
+from mlflow_bundle._storage import Storage, _zipform, open_storage
 from mlflow_bundle._storage._place import LocalPlace
 from mlflow_bundle._storage._zipform import Archive, Part, write_archive
-from mlflow_bundle.errors import BundleError, CorruptError, StorageError
+from mlflow_bundle.errors import BundleError, BundleNotFoundError, CorruptError, LimitError, StorageError
 from tests.fixtures.s3 import Bucket
 from tests.storage.suite import SNAPSHOT, Opener, StorageTests, path_of, put
 
@@ -401,3 +402,43 @@ def _replace_without_lock(bundle: Path, added: str) -> None:
         parts = [Part(path, len(data), zlib.crc32(data), partial(iter, (data,))) for path, data in contents.items()]
         write_archive(file, parts)
     bundle.with_name("next").replace(bundle)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"P", b"no zip", b"\0" * 10, b"a text\n" * 20_000], ids=["empty", "one letter", "short", "zeros", "long"]
+)
+def test_a_file_that_is_no_zip_file_is_no_bundle(content: bytes, tmp_path: Path) -> None:
+    """It is refused as every other place without a bundle is, in one sentence, whoever asks; and it stays as it is."""
+    place = tmp_path / "bad.zip"
+    place.write_bytes(content)
+    for ask in (open_storage, mlflow_bundle.open, mlflow_bundle.verify):
+        with pytest.raises(BundleNotFoundError) as caught:
+            ask(place)
+        assert caught.value.message == f"there is no bundle at {place}: the file is not a ZIP file"
+    assert place.read_bytes() == content
+
+
+@pytest.mark.parametrize("length", [2, 15, 21, 200, -1])
+def test_a_zip_file_that_was_cut_is_damaged(length: int, bundle: Path) -> None:
+    """What begins as a bundle does, and has lost its end, is damage and not the absence of a bundle."""
+    bundle.write_bytes(bundle.read_bytes()[:length])
+    with pytest.raises(CorruptError, match="is not a whole ZIP file"):
+        open_storage(bundle)
+    (problem,) = mlflow_bundle.verify(bundle).problems
+    assert problem.code == "E071"
+
+
+def test_more_files_than_a_reader_opens_are_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer stays below the limit of readers, and says so before it writes the first byte."""
+    monkeypatch.setattr(_zipform, "_DIRECTORY_LIMIT", 1_000)
+    parts = [Part(f"objects/{number:03}", 1, zlib.crc32(b"x"), lambda: iter((b"x",))) for number in range(20)]
+    file = io.BytesIO()
+    with pytest.raises(LimitError, match="its directory would have") as caught:
+        write_archive(file, parts)
+    assert (caught.value.code, file.getvalue()) == ("E094", b"")
+    write_archive(file, parts[:8])
+    assert len(Archive(_ranges(file.getvalue()), len(file.getvalue()), "x.zip").files) == 8
+
+
+def _ranges(data: bytes) -> Callable[[int, int], bytes]:
+    return lambda start, length: data[start : start + length]
