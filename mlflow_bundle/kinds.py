@@ -11,7 +11,7 @@ from msgspec import UNSET, UnsetType
 
 from mlflow_bundle import entities as e
 
-__all__ = ["KINDS", "Kind", "OrderKey", "Reference", "order_key", "record_id"]
+__all__ = ["KINDS", "NO_TIME", "Kind", "OrderKey", "Reference", "order_key", "record_id"]
 
 OrderKey = tuple[int, str]
 #: A kind and the id of one of its records.

@@ -14,7 +14,7 @@ import msgspec
 
 from mlflow_bundle import entities as e
 
-__all__ = ["ENTITIES", "NOT_ARCHIVED", "Child", "Entity"]
+__all__ = ["CHILD_FORMS", "ENTITIES", "LOGGED_MODEL_STATUS", "NOT_ARCHIVED", "Child", "Entity", "Form"]
 
 #: How a value is stored: as text (JSON texts too), integer, truth value, or a double that a record keeps as text.
 Form = Literal["text", "integer", "flag", "decimal"]
@@ -53,7 +53,6 @@ class Entity(msgspec.Struct, frozen=True):
     forms: Mapping[str, Form] = MappingProxyType({})
     ids: tuple[str, ...] = ()
     children: tuple[Child, ...] = ()
-    where: str = ""
 
     @property
     def fields(self) -> dict[str, str]:
@@ -68,7 +67,8 @@ def _pairs(field: str, table: str, link: Mapping[str, str], *, key: str = "key",
 
 
 _IN_WORKSPACE: Final = {"workspace": "workspace", "name": "name"}
-_STATES: Final = ("PENDING", "READY", "FAILED")
+#: MLflow keeps a number where its API has a name.
+LOGGED_MODEL_STATUS: Final[Mapping[int, str]] = MappingProxyType({0: "UNSPECIFIED", 1: "PENDING", 2: "READY", 3: "FAILED"})
 
 ENTITIES: Final[Mapping[str, Entity]] = MappingProxyType(
     {
@@ -446,7 +446,7 @@ CHILD_FORMS: Final[Mapping[tuple[str, str], Form]] = MappingProxyType(
 
 _ROLLUP: Final = "derived from traces; MLflow rebuilds it"
 _JOB: Final = "state of a running server; means nothing elsewhere"
-_SECRET: Final = "secret"
+_HIDDEN: Final = "a secret"
 
 #: Tables and columns that no bundle holds, and why. A test compares this with the schema of the installed MLflow.
 NOT_ARCHIVED: Final[Mapping[str, str]] = MappingProxyType(
@@ -462,12 +462,12 @@ NOT_ARCHIVED: Final[Mapping[str, str]] = MappingProxyType(
         "sql_trace_metric_daily_rollups": _ROLLUP,
         "sql_trace_rollup_rebuild_queue": _ROLLUP,
         "latest_metrics": "the last point of each series; made again from the points",
-        "secrets.encrypted_value": _SECRET,
-        "secrets.wrapped_dek": _SECRET,
-        "secrets.kek_version": _SECRET,
+        "secrets.encrypted_value": _HIDDEN,
+        "secrets.wrapped_dek": _HIDDEN,
+        "secrets.kek_version": _HIDDEN,
         "secrets.masked_value": "parts of a secret",
         "secrets.auth_config": "may hold parts of a credential",
-        "webhooks.secret": _SECRET,
+        "webhooks.secret": _HIDDEN,
         "trace_info.db_payload_generation": "a counter of the server against concurrent writes",
         "spans.duration_ns": "computed by the database",
         "spans.experiment_id": "that of the trace",

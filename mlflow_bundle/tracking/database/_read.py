@@ -5,21 +5,25 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from msgspec import UNSET
 
 from mlflow_bundle._series import sort_series
+from mlflow_bundle.entities import ModelInput, ModelOutput, ModelVersion, Record
 from mlflow_bundle.errors import CorruptError, NotFoundError, UsageError
-from mlflow_bundle.records import Dataset, DatasetInput, Experiment, KeyValue, Run, Source, order_key
+from mlflow_bundle.records import Dataset, DatasetInput, Experiment, KeyValue, Problem, Run, Source, order_key, record_id
 from mlflow_bundle.tracking._filter import matching
-from mlflow_bundle.tracking._port import SERIES_SCHEMA, ArtifactStore, FileInfo, RunQuery
+from mlflow_bundle.tracking._port import SERIES_SCHEMA, ArtifactStore, EntityQuery, RunQuery
 from mlflow_bundle.tracking.artifacts import artifact_store
+from mlflow_bundle.tracking.artifacts._own import NoArtifacts, own_location
 from mlflow_bundle.tracking.database._connection import Connection, columns_of, literals, parse_uri, revision_of
+from mlflow_bundle.tracking.database._entity_read import EntityReader
+from mlflow_bundle.tracking.database._owned_read import OwnedReader
 
 __all__ = ["DatabaseSource"]
 
@@ -89,6 +93,7 @@ _INPUTS: Final = _schema(
     ("schema", _TEXT, True),
     ("profile", _TEXT, True),
 )
+_LINKS: Final = _schema(("run_uuid", _TEXT, False), ("model_id", _TEXT, False), ("step", _INTEGER, False))
 _POINTS: Final = _schema(
     ("key", _TEXT, False),
     ("step", _INTEGER, False),
@@ -133,9 +138,14 @@ class DatabaseSource:
             kind=parsed.dialect,
             uri=parsed.shown,
             version=f"schema {revision}" if revision else "",
-            absent=tuple(f"{table}.{column}".rstrip(".") for table, column in _LATER if not self._has(table, column or None)),
+            absent=(
+                *(f"{table}.{column}".rstrip(".") for table, column in _LATER if not self._has(table, column or None)),
+                *EntityReader(self._db, self._tables).absent(),
+            ),
         )
         self._counted: dict[str, int] = {}
+        self._entities = EntityReader(self._db, self._tables)
+        self._owned = OwnedReader(self._db, self._tables, self.artifacts)
 
     @property
     def description(self) -> Source:
@@ -246,6 +256,7 @@ class DatabaseSource:
         params = self._pairs(f"SELECT run_uuid, key, value FROM params {chosen}", "params")
         tags = self._pairs(f"SELECT run_uuid, key, value FROM tags {chosen}", "tags")
         inputs = self._inputs(ids)
+        read, made = self._models_of(ids, "RUN_INPUT"), self._models_of(ids, "RUN_OUTPUT")
         columns = self._select("runs", (column for column, _ in RUN_COLUMNS.values()))
         schema = pa.schema([pa.field(name, kind, nullable=name != "run_id") for name, (_, kind) in RUN_COLUMNS.items()])
         rows = self._db.fetch(f"SELECT {columns} FROM runs {chosen}", schema).to_pylist()
@@ -261,7 +272,12 @@ class DatabaseSource:
                 )
             fields["experiment_id"] = str(fields["experiment_id"])
             runs[run_id] = Run(
-                **fields, params=params.get(run_id, ()), tags=tags.get(run_id, ()), inputs=inputs.get(run_id, ())
+                **fields,
+                params=params.get(run_id, ()),
+                tags=tags.get(run_id, ()),
+                inputs=inputs.get(run_id, ()),
+                model_inputs=tuple(ModelInput(model_id=model) for model, _ in read.get(run_id, ())),
+                model_outputs=tuple(ModelOutput(model_id=model, step=step) for model, step in made.get(run_id, ())),
             )
         return [runs[run_id] for run_id in ids if run_id in runs]
 
@@ -284,6 +300,17 @@ class DatabaseSource:
             found[run_id].append(DatasetInput(dataset=dataset, tags=tags.get(input_id, ())))
         key = lambda item: (item.dataset.name, item.dataset.digest)  # noqa: E731
         return {run_id: tuple(sorted(items, key=key)) for run_id, items in found.items()}
+
+    def _models_of(self, ids: Sequence[str], edge: str) -> dict[str, list[tuple[str, int]]]:
+        """The logged models (and steps) that runs are linked to, sorted."""
+        if not self._has("inputs", "step"):
+            return {}
+        condition = f"source_type = '{edge}' AND source_id IN {literals(ids)}"
+        found: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
+        table = self._db.fetch(f"SELECT source_id, destination_id, step FROM inputs WHERE {condition}", _LINKS)
+        for run_id, model, step in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            found[run_id].append((model, step))
+        return {run_id: sorted(links) for run_id, links in found.items()}
 
     def _latest(self, ids: Sequence[str]) -> dict[str, dict[str, float]]:
         sql = f"SELECT run_uuid, key, value, {self._flag()} FROM latest_metrics WHERE run_uuid IN {literals(ids)}"
@@ -376,37 +403,38 @@ class DatabaseSource:
             hint="an index is damaged: run PRAGMA integrity_check (SQLite) or REINDEX TABLE metrics",
         )
 
-    def artifacts(self, run: Run) -> ArtifactStore:
-        """The artifact files of a run. A run without a location has none."""
-        if not run.artifact_uri:
-            return _NoArtifacts(run.run_id)
+    def artifacts(self, record: Record) -> ArtifactStore:
+        """The files of a run, logged model, trace or model version. One without a location of its own has none."""
+        location = own_location(record) if isinstance(record, ModelVersion) else getattr(record, "artifact_uri", UNSET)
+        if not location:
+            return NoArtifacts()
         return artifact_store(
-            run.artifact_uri,
+            location,
             client=None,
-            run_id=run.run_id,
+            run_id=record_id(record),
             artifacts_destination=self._destination,
             storage_options=self._storage_options,
         )
 
+    def kinds(self) -> Sequence[str]:
+        """The kinds beside experiments and runs that this schema knows."""
+        return self._entities.kinds()
+
+    def entities(self, kind: str, query: EntityQuery) -> Iterator[list[Record]]:
+        """The records of a kind that match, in archive order."""
+        return self._entities.read(kind, query)
+
+    def rows(self, table: str, ids: Sequence[str]) -> Iterator[pa.Table]:
+        """The rows of ``model_metrics/1`` or ``spans/1`` of these owners."""
+        return self._owned.rows(table, ids)
+
+    def problems(self) -> list[Problem]:
+        """Spans that could not be read, so far."""
+        return self._owned.problems
+
     def close(self) -> None:
         """End the read transaction."""
         self._db.close()
-
-
-class _NoArtifacts:
-    """The artifact store of a run that has no artifact location."""
-
-    def __init__(self, run_id: str) -> None:
-        self._run_id = run_id
-
-    def walk(self) -> Iterator[FileInfo]:
-        return iter(())
-
-    def open(self, path: str) -> AbstractContextManager[BinaryIO]:
-        raise NotFoundError(f"the run {self._run_id!r} has no artifact location, so no file {path!r}")
-
-    def write(self, path: str, content: BinaryIO, size: int) -> None:
-        raise UsageError(f"the run {self._run_id!r} has no artifact location for {path!r} ({size} bytes, {content!r})")
 
 
 def _series(table: pa.Table, owners: npt.NDArray[np.int32]) -> pa.Table:

@@ -1,0 +1,127 @@
+"""Reads the tables that logged models and traces own: metrics of models, spans, in columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlflow_bundle.entities import Trace
+from mlflow_bundle.errors import BundleError
+from mlflow_bundle.records import Problem
+from mlflow_bundle.tracking._port import ROW_ORDER, ROW_SCHEMAS, ArtifactStore
+from mlflow_bundle.tracking.database._connection import Column, Connection, literals
+from mlflow_bundle.tracking.database._traces_read import LOCATION_TAGS
+from mlflow_bundle.tracking.rest._spans import span_texts, span_values, spans_table
+
+__all__ = ["OwnedReader"]
+
+_MODELS: Final = 500
+_TRACES: Final = 1_000
+_TRACES_JSON: Final = "traces.json"
+_IN_DATABASE: Final = "TRACKING_STORE"
+_MODEL_COLUMNS: Final = (
+    "metric_name",
+    "metric_step",
+    "metric_timestamp_ms",
+    "metric_value",
+    "run_id",
+    "dataset_name",
+    "dataset_digest",
+)
+_SPAN_COLUMNS: Final = tuple(ROW_SCHEMAS["spans/1"].names[1:])
+_LOCATIONS: Final = pa.schema([("request_id", pa.string()), ("key", pa.string()), ("value", pa.string())])
+
+
+class OwnedReader:
+    """Rows of ``model_metrics/1`` and ``spans/1``. ``open_store`` gives the artifact store of a trace."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        tables: Mapping[str, Mapping[str, Column]],
+        open_store: Callable[[Trace], ArtifactStore],
+    ) -> None:
+        self._db, self._tables, self._open_store = connection, tables, open_store
+        self.problems: list[Problem] = []
+
+    def rows(self, table: str, ids: Sequence[str]) -> Iterator[pa.Table]:
+        """The rows of these owners as bounded tables of ``ROW_SCHEMAS``."""
+        read, size = (self._model_metrics, _MODELS) if table == "model_metrics/1" else (self._spans, _TRACES)
+        for start in range(0, len(ids), size):
+            yield from read(ids[start : start + size], start)
+
+    def _model_metrics(self, ids: Sequence[str], first: int) -> Iterator[pa.Table]:
+        if "logged_model_metrics" not in self._tables:
+            return
+        columns = self._columns("logged_model_metrics", _MODEL_COLUMNS)
+        sql = f"SELECT model_id, {columns} FROM logged_model_metrics WHERE model_id IN {literals(ids)}"
+        yield from self._owned("model_metrics/1", sql, ids, first)
+
+    def _spans(self, ids: Sequence[str], first: int) -> Iterator[pa.Table]:
+        places = self._places(ids)
+        if "spans" in self._tables:
+            columns = self._columns("spans", _SPAN_COLUMNS)
+            sql = f"SELECT trace_id, {columns} FROM spans WHERE trace_id IN {literals(ids)}"
+            found = next(self._owned("spans/1", sql, ids, first), ROW_SCHEMAS["spans/1"].empty_table())
+        else:
+            found = ROW_SCHEMAS["spans/1"].empty_table()
+        there = set(found.column("owner").unique().to_pylist())
+        elsewhere = []
+        for number, trace_id in enumerate(ids, start=first):
+            place = places.get(trace_id, {})
+            if number not in there and place.get("spans_location") != _IN_DATABASE and place.get("artifact_uri"):
+                elsewhere.append((number, self._from_file(trace_id, place["artifact_uri"])))
+        if not elsewhere:
+            yield found
+            return
+        both = pa.concat_tables([found, spans_table(elsewhere)])
+        yield both.take(pc.sort_indices(both, [("owner", "ascending")]))
+
+    def _columns(self, table: str, names: Sequence[str]) -> str:
+        """The columns for a SELECT; those that the schema lacks are NULL."""
+        have = self._tables[table]
+        return ", ".join(name if name in have else f"NULL AS {name}" for name in names)
+
+    def _owned(self, table: str, sql: str, ids: Sequence[str], first: int) -> Iterator[pa.Table]:
+        """The answer to a query whose first column is the owner's id, sorted as the table demands."""
+        schema = ROW_SCHEMAS[table]
+        asked = pa.schema([pa.field("id", pa.string()), *list(schema)[1:]])
+        found = self._db.fetch(sql, asked)
+        if not found.num_rows:
+            return
+        owner = pc.index_in(found.column("id"), value_set=pa.array(ids, pa.string()))
+        owners = pc.add(owner.cast(pa.int32()), pa.scalar(first, pa.int32()))
+        rows = pa.table([owners, *found.columns[1:]], schema=schema)
+        order = [("owner", "ascending"), *((name, "ascending") for name in ROW_ORDER[table])]
+        places = pc.sort_indices(rows, sort_keys=order)
+        in_order = bool(np.all(np.diff(places.to_numpy()) == 1))
+        yield rows if in_order else rows.take(places)
+
+    def _places(self, ids: Sequence[str]) -> dict[str, dict[str, str]]:
+        """What the location tags of these traces say, by the field of the record."""
+        if "trace_tags" not in self._tables:
+            return {}
+        fields = {key: field for field, key in LOCATION_TAGS.items()}
+        where = f"request_id IN {literals(ids)} AND key IN {literals(fields)}"
+        found: dict[str, dict[str, str]] = {}
+        table = self._db.fetch(f"SELECT request_id, key, value FROM trace_tags WHERE {where}", _LOCATIONS)
+        for trace_id, key, value in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            found.setdefault(trace_id, {})[fields[key]] = value or ""
+        return found
+
+    def _from_file(self, trace_id: str, location: str) -> list[dict[str, object]]:
+        """The spans of a trace that keeps them in a file."""
+        try:
+            store = self._open_store(Trace(trace_id=trace_id, experiment_id="", artifact_uri=location))
+            if _TRACES_JSON not in {info.path for info in store.walk()}:
+                return []
+            with store.open(_TRACES_JSON) as stream:
+                return [span_values(text) for text in span_texts(stream.read())]
+        except (BundleError, ValueError, KeyError, TypeError) as error:
+            message = f"the spans of trace {trace_id} in {_TRACES_JSON} could not be read: {error}"
+            self.problems.append(Problem(code="unreadable", message=message, kind="trace", id=trace_id, path=_TRACES_JSON))
+            return []
