@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mlflow_bundle import _layout
 from mlflow_bundle._limits import DEFAULT_LIMITS, Limits
 from mlflow_bundle._manifest import Committed, objects_of, read_verified
 from mlflow_bundle._spool import LATEST_SCHEMA
 from mlflow_bundle._storage import Storage
-from mlflow_bundle._table_specs import TABLES
+from mlflow_bundle._table_specs import TABLES, TableSpec
 from mlflow_bundle._tables import open_table
-from mlflow_bundle._views import RUNS_VIEW
-from mlflow_bundle.records import ObjectRef
+from mlflow_bundle._views import ENTITY_VIEW, RUNS_VIEW
+from mlflow_bundle.records import KINDS, ObjectRef
 
 __all__ = ["Base", "Known"]
 
+_FILES: Final = "files/1"
+_FILE_COLUMNS: Final = ("file_object", "file_start", "file_rows")
 _COLUMNS: Final = [
     "run_id",
     "experiment_id",
@@ -55,16 +59,35 @@ class Base:
         lists_stored = all(stored.get(ref.path) == ref.size for ref in committed.snapshot.object_lists)
         refs = objects_of(storage, committed.snapshot, limits=limits) if lists_stored else []
         self._refs = {ref.path: ref for ref in refs if stored.get(ref.path) == ref.size}
-        tables = [self._read(ref) for ref in self._refs.values() if ref.role == _layout.VIEWS and ref.kind == "run"]
-        self._runs = pa.concat_tables(tables).combine_chunks() if tables else RUNS_VIEW.schema.empty_table()
+        self._runs = self._view("run", RUNS_VIEW, _COLUMNS)
         self._row_of = {run: row for row, run in enumerate(self._runs.column("run_id").to_pylist())}
         self._rows: np.ndarray[Any, Any] = self._runs.column("metric_rows").to_numpy()
         self._starts: np.ndarray[Any, Any] = self._runs.column("metric_start").to_numpy()
+        #: Where the files of each owner that has some lie: object, first row, number of rows.
+        self._places: dict[tuple[str, str], tuple[str, int, int]] = {}
+        for kind in KINDS.values():
+            if _FILES in kind.tables:
+                self._note_files(kind.name)
         self._files: dict[str, pa.Table] = {}
 
-    def _read(self, ref: ObjectRef) -> pa.Table:
-        data = read_verified(self._storage, ref.path, limit=self._limits.table_bytes)
-        return open_table(pa.BufferReader(data), RUNS_VIEW, name=ref.path).read(columns=_COLUMNS)
+    def _view(self, kind: str, spec: TableSpec, columns: Sequence[str]) -> pa.Table:
+        """The views of a kind, one after the other."""
+        refs = [ref for ref in self._refs.values() if ref.role == _layout.VIEWS and ref.kind == kind]
+        tables = [spec.schema.empty_table().select(list(columns))]
+        for ref in refs:
+            data = read_verified(self._storage, ref.path, limit=self._limits.table_bytes)
+            tables.append(open_table(pa.BufferReader(data), spec, name=ref.path).read(columns=columns))
+        return pa.concat_tables(tables).combine_chunks()
+
+    def _note_files(self, kind: str) -> None:
+        key, view = "run_id", self._runs
+        if kind != "run":
+            key, view = "id", self._view(kind, ENTITY_VIEW, ["id", *_FILE_COLUMNS])
+        view = view.filter(pc.greater(view.column("file_rows"), 0))
+        columns = (view.column(name).to_pylist() for name in (key, *_FILE_COLUMNS))
+        self._places |= {
+            (kind, owner): (sys.intern(path), start, rows) for owner, path, start, rows in zip(*columns, strict=True)
+        }
 
     def refs(self, *roles: str) -> list[ObjectRef]:
         """The objects of these roles."""
@@ -95,22 +118,20 @@ class Base:
         owners = np.flatnonzero(np.asarray(counts) > 0)
         return Known(ref, [str(next(digests)) if count else "" for count in counts], _latest(view, owners))
 
-    def files(self, run_id: str) -> dict[str, tuple[int, str, str]]:
-        """The files of a run whose store had stamped them: path -> (size in bytes, SHA-256 in hex, stamp)."""
-        row = self._row_of.get(run_id)
-        if row is None:
+    def files(self, kind: str, identity: str) -> dict[str, tuple[int, str, str]]:
+        """The files of an entity whose store had stamped them: path -> (size in bytes, SHA-256 in hex, stamp)."""
+        path, start, count = self._places.get((kind, identity), ("", 0, 0))
+        if path not in self._refs:
             return {}
-        path, start, count = (self._runs.column(n)[row].as_py() for n in ("file_object", "file_start", "file_rows"))
-        if path is None or path not in self._refs:
-            return {}
-        if path not in self._files:
+        known = self._files.get(path)
+        if known is None:
             data = read_verified(self._storage, path, limit=self._limits.table_bytes)
-            self._files = {path: open_table(pa.BufferReader(data), TABLES["files/1"], name=path).read()}
-        rows = self._files[path].slice(start, count).to_pylist()
+            known = open_table(pa.BufferReader(data), TABLES[_FILES], name=path).read()
+            self._files = {path: known}
         return {
             row["path"]: (row["size"], row["sha256"], row["stamp"])
-            for row in rows
-            if row["owner_id"] == run_id and row["state"] == "ok" and row["stamp"]
+            for row in known.slice(start, count).to_pylist()
+            if (row["owner_kind"], row["owner_id"], row["state"]) == (kind, identity, "ok") and row["stamp"]
         }
 
 

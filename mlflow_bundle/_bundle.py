@@ -7,26 +7,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from types import TracebackType
-from typing import Any, BinaryIO, Final, NamedTuple, Self, cast
+from typing import Any, BinaryIO, Final, Self, cast
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_bundle import _layout
 from mlflow_bundle._blobs import BlobReader
-from mlflow_bundle._codec import decode_frame, decode_record, line_kind, read_lines
-from mlflow_bundle._digests import hex_of
 from mlflow_bundle._limits import DEFAULT_LIMITS, Limits
-from mlflow_bundle._manifest import Committed, find_snapshot, objects_of, read_marker, read_verified, snapshots
-from mlflow_bundle._series import as_series
+from mlflow_bundle._manifest import Committed, find_snapshot, read_marker, snapshots
+from mlflow_bundle._reader import FILES, Reader, owner_kind
+from mlflow_bundle._record_tables import record_table, unnested
 from mlflow_bundle._storage import Storage, open_storage
-from mlflow_bundle._table_specs import TABLES, TableSpec
-from mlflow_bundle._tables import open_table
 from mlflow_bundle._verify._levels import Report, unreadable_report, verify_snapshot, verify_storage
-from mlflow_bundle._views import RUNS_VIEW, wide_runs
-from mlflow_bundle.errors import CorruptError, LimitError, NotFoundError
-from mlflow_bundle.records import KINDS, Experiment, ObjectRef, Record, Run, Snapshot
+from mlflow_bundle._views import unfolded, wide_runs
+from mlflow_bundle.errors import CorruptError, LimitError, NotFoundError, UsageError
+from mlflow_bundle.records import KINDS, ObjectRef, Record, Run, Snapshot
 
 __all__ = ["Bundle", "open_bundle", "verify"]
 
@@ -43,7 +39,7 @@ _PLUMBING: Final = (
     "file_object",
     "file_start",
 )
-_FILE_COLUMNS: Final = ["owner_id", "path", "size", "sha256", "state"]
+_FILE_COLUMNS: Final = ("owner_id", "path", "size", "sha256", "state")
 
 
 def open_bundle(
@@ -113,6 +109,7 @@ class Bundle:
         self._storage = storage
         self._committed = committed
         self._limits = limits
+        self._reader = Reader(storage, committed, limits)
 
     def __enter__(self) -> Self:
         return self
@@ -155,28 +152,29 @@ class Bundle:
         """The same bundle at another snapshot."""
         return Bundle(self._storage, find_snapshot(self._storage, snapshot, limits=self._limits), limits=self._limits)
 
-    @cached_property
+    @property
     def objects(self) -> list[ObjectRef]:
         """Every object that this snapshot needs."""
-        return objects_of(self._storage, self.snapshot, limits=self._limits)
-
-    def _refs(self, role: str, kind: str | None = None) -> list[ObjectRef]:
-        return [ref for ref in self.objects if ref.role == role and (kind is None or ref.kind == kind)]
+        return self._reader.objects
 
     # -- records ---------------------------------------------------------------------------------------------------
-
-    def records(self, kind: str) -> Iterator[Record]:
-        """The records of a kind in archive order, an object at a time."""
-        for ref in self._refs(_layout.RECORDS, kind):
-            data = read_verified(self._storage, ref.path, limit=self._limits.records_bytes)
-            for line in read_lines(data, name=ref.path, limits=self._limits):
-                if line_kind(line, name=ref.path) != kind:
-                    raise CorruptError(f"{ref.path} holds another kind than {kind}", code="E031")
-                yield decode_record(line, kind, name=ref.path, limits=self._limits)
 
     def kinds(self) -> list[str]:
         """The kinds of records in this snapshot, known to this release or not."""
         return sorted(self.snapshot.logical.kinds, key=lambda kind: (kind not in KINDS, kind))
+
+    def records(self, kind: str) -> Iterator[Record]:
+        """The records of a kind in archive order, an object at a time."""
+        return self._reader.records(_known(kind))
+
+    def record(self, kind: str, id: str) -> Record:  # noqa: A002 - it is the id
+        """One record by its id (``kinds.record_id``). Runs, logged models, model versions and traces are found without reading
+        the others.
+
+        Raises:
+            NotFoundError: it is not in this snapshot.
+        """
+        return self._reader.record(_known(kind), id)
 
     def run(self, run_id: str) -> Run:
         """One run, read without the others.
@@ -184,176 +182,134 @@ class Bundle:
         Raises:
             NotFoundError: it is not in this snapshot.
         """
-        row = self._row(run_id)
-        path, offset, length, digest = (
-            self._view.column(n)[row].as_py() for n in ("record_object", "frame_offset", "frame_length", "record_digest")
-        )
-        if _layout.object_hex(path) is None:
-            raise CorruptError(f"the runs view names {path!r}, which is no object", code="E021")
-        stored = self._storage.read_range(path, offset, length)
-        lines = decode_frame(stored, _raw_size(stored, path), name=path, limits=self._limits)
-        for line in lines[:-1].split(b"\n"):
-            if hex_of(line) == digest:
-                return cast("Run", decode_record(line, "run", name=path, limits=self._limits))
-        raise CorruptError(f"{path} does not hold run {run_id} where the runs view says", code="E060", hint="verify the bundle")
+        return cast("Run", self._reader.record("run", run_id))
 
-    # -- tables ----------------------------------------------------------------------------------------------------
+    # -- tables of entities ----------------------------------------------------------------------------------------
 
-    @cached_property
-    def _view(self) -> pa.Table:
-        tables = [self._read_table(ref, "runs_view/1") for ref in self._refs(_layout.VIEWS, "run")]
-        return pa.concat_tables(tables).combine_chunks() if tables else RUNS_VIEW.schema.empty_table()
-
-    @cached_property
-    def _row_of(self) -> dict[str, int]:
-        return {run: row for row, run in enumerate(self._view.column("run_id").to_pylist())}
-
-    def _row(self, run_id: str) -> int:
-        row = self._row_of.get(run_id)
-        if row is None:
-            raise NotFoundError(f"no run {run_id!r} in snapshot {self.snapshot_id}", code="run-not-found")
-        return row
-
-    def _read_table(self, ref: ObjectRef, schema: str, columns: Sequence[str] | None = None) -> pa.Table:
-        data = read_verified(self._storage, ref.path, limit=self._limits.table_bytes)
-        table = open_table(pa.BufferReader(data), TABLES[schema], name=ref.path)
-        return table.read(columns=list(columns) if columns else None)
+    def table(self, kind: str) -> pa.Table:
+        """The records of a kind as a table: a column a field, tags and params as maps, other lists as lists, absent as null."""
+        return record_table(kind, self.records(kind))
 
     def experiments(self) -> pa.Table:
         """One row an experiment, its tags as a map."""
-        rows = cast("list[Experiment]", list(self.records("experiment")))
-        fields = ("experiment_id", "name", "lifecycle_stage", "artifact_location", "workspace")
-        columns: dict[str, Any] = {name: pa.array([_text(getattr(row, name)) for row in rows], pa.string()) for name in fields}
-        for name in ("creation_time", "last_update_time"):
-            columns[name] = pa.array([_text(getattr(row, name)) for row in rows], pa.int64())
-        tags = [[(tag.key, tag.value) for tag in row.tags] for row in rows]
-        return pa.table({**columns, "tags": pa.array(tags, pa.map_(pa.string(), pa.string()))})
+        return self.table("experiment")
 
     def runs(self, *, wide: bool = False) -> pa.Table:
         """One row a run, with its params, tags and latest metrics as maps and its numbers of metric points and files.
 
         ``wide`` gives the columns of ``mlflow.search_runs`` instead: ``metrics.*``, ``params.*``, ``tags.*``, UTC timestamps.
         """
-        return wide_runs(self._view) if wide else self._view.drop_columns(list(_PLUMBING))
+        view = self._reader.view("run")
+        return wide_runs(view) if wide else view.drop_columns(list(_PLUMBING))
 
     def params(self) -> pa.Table:
         """One row a param: ``run_id, key, value``."""
-        return _unfolded(self._view, "params")
+        return unfolded(self._reader.view("run"), "params")
 
     def tags(self) -> pa.Table:
         """One row a tag of a run: ``run_id, key, value``."""
-        return _unfolded(self._view, "tags")
-
-    def metrics(self, *, run_id: str | None = None, key: str | None = None) -> pa.Table:
-        """Metric points: ``experiment_id, run_id, key, step, timestamp, value``. One run's are read without the others'."""
-        if run_id is None:
-            parts = [self._read_table(ref, "metrics/1") for ref in self._refs(_layout.METRICS)]
-        else:
-            row = self._row(run_id)
-            parts = [self._rows_of(row, "metric", "metrics/1")] if self._view.column("metric_rows")[row].as_py() else []
-        table = pa.concat_tables([TABLES["metrics/1"].schema.empty_table(), *parts])
-        return table if key is None else table.filter(pc.equal(table.column("key"), key))
-
-    def files(self, *, run_id: str | None = None) -> pa.Table:
-        """Artifact files: ``run_id, path, size, sha256, state``; ``state`` is ``ok`` or ``unreadable``."""
-        if run_id is None:
-            parts = [self._read_table(ref, "files/1", _FILE_COLUMNS) for ref in self._refs(_layout.FILES)]
-        else:
-            row = self._row(run_id)
-            parts = [self._rows_of(row, "file", "files/1")] if self._view.column("file_rows")[row].as_py() else []
-        empty = TABLES["files/1"].schema.empty_table().select(_FILE_COLUMNS)
-        table = pa.concat_tables([empty, *(part.select(_FILE_COLUMNS) for part in parts)])
-        return table.rename_columns(["run_id", *_FILE_COLUMNS[1:]])
-
-    def _rows_of(self, row: int, what: str, schema: str) -> pa.Table:
-        """The table rows of the run in one row of the view."""
-        run = self._view.column("run_id")[row].as_py()
-        table = pa.concat_tables(self._stretch(self._place(row, what), TABLES[schema]))
-        owner = table.column("run_id" if what == "metric" else "owner_id")
-        if not pc.all(pc.equal(owner.cast(pa.string()), run)).as_py():
-            raise CorruptError(f"the objects do not hold run {run} where the view says", code="E060", hint="verify the bundle")
-        return table.cast(TABLES[schema].schema)
-
-    def _place(self, row: int, what: str) -> _Place:
-        """Where the rows of a run lie in a table."""
-        path, start, count = (self._view.column(f"{what}_{n}")[row].as_py() for n in ("object", "start", "rows"))
-        return _Place(path, start, count)
-
-    def _stretch(self, place: _Place, spec: TableSpec) -> Iterator[pa.Table]:
-        """Consecutive rows of an object, a row group at a time, repeated strings as dictionaries."""
-        if place.object is None or _layout.object_hex(place.object) is None:
-            raise CorruptError(f"the runs view names {place.object!r}, which is no object", code="E021")
-        with self._storage.open(place.object) as file:
-            table = open_table(file, spec, name=place.object, dictionaries=True)
-            start, rows = 0, 0
-            for group in range(table.num_row_groups):
-                count = table.metadata.row_group(group).num_rows
-                first, last = max(place.start, start), min(place.start + place.rows, start + count)
-                if first < last:
-                    rows += last - first
-                    yield table.read_row_group(group).slice(first - start, last - first)
-                start += count
-        if rows != place.rows:
-            raise CorruptError(f"{place.object} has fewer rows than the runs view says", code="E060", hint="verify the bundle")
-
-    def _stretches(self, run_ids: Sequence[str], what: str, spec: TableSpec) -> Iterator[pa.Table]:
-        """The rows of several runs in order; neighbours in one object are read together."""
-        open_place: _Place | None = None
-        for run in run_ids:
-            place = self._place(self._row(run), what)
-            if not place.rows:
-                continue
-            if open_place and open_place.object == place.object and open_place.start + open_place.rows == place.start:
-                open_place = _Place(place.object, open_place.start, open_place.rows + place.rows)
-                continue
-            if open_place:
-                yield from self._stretch(open_place, spec)
-            open_place = place
-        if open_place:
-            yield from self._stretch(open_place, spec)
-
-    def series(self, run_ids: Sequence[str]) -> Iterator[pa.Table]:
-        """The metric points of some runs: bounded tables ``owner`` (place in ``run_ids``), ``key, step, timestamp, value``."""
-        position = {run: number for number, run in enumerate(run_ids)}
-        for table in as_series(self._stretches(run_ids, "metric", TABLES["metrics/1"]), position.__getitem__):
-            yield table.set_column(1, "key", table.column("key").cast(pa.string()))
-
-    def metric_rows(self, run_ids: Sequence[str]) -> list[int]:
-        """The number of metric points of each run."""
-        column = self._view.column("metric_rows")
-        return [column[self._row(run)].as_py() for run in run_ids]
+        return unfolded(self._reader.view("run"), "tags")
 
     def latest_metrics(self) -> pa.Table:
         """One row a series: ``run_id, key`` and its latest ``value``, ``timestamp`` and ``step`` by MLflow's rule."""
-        table = _unfolded(self._view, "latest_metrics")
+        table = unfolded(self._reader.view("run"), "latest_metrics")
         value, timestamp, step = table.column("value").combine_chunks().flatten()
         return pa.table({"run_id": table["run_id"], "key": table["key"], "value": value, "timestamp": timestamp, "step": step})
 
-    def files_of(self, run_ids: Sequence[str]) -> pa.Table:
-        """The artifact files of some runs: ``run_id, path, size, sha256, state``."""
-        parts = [part.select(_FILE_COLUMNS) for part in self._stretches(run_ids, "file", TABLES["files/1"])]
-        table = pa.concat_tables([TABLES["files/1"].schema.empty_table().select(_FILE_COLUMNS), *(map(_decoded, parts))])
-        return table.rename_columns(["run_id", *_FILE_COLUMNS[1:]])
+    def models(self) -> pa.Table:
+        """One row a logged model, with its params and tags as maps."""
+        return self.table("logged_model")
+
+    def registered_models(self) -> pa.Table:
+        """One row a registered model or prompt, with its tags as a map and its aliases."""
+        return self.table("registered_model")
+
+    def model_versions(self) -> pa.Table:
+        """One row a version of a registered model or prompt, with its tags as a map."""
+        return self.table("model_version")
+
+    def traces(self) -> pa.Table:
+        """One row a trace, with its tags and metadata as maps, its assessments, and the runs and prompts it is linked to."""
+        return self.table("trace")
+
+    def assessments(self) -> pa.Table:
+        """One row an assessment: ``trace_id, experiment_id`` of its trace, then its own fields."""
+        return unnested(self.traces(), "assessments", ["trace_id", "experiment_id"])
+
+    # -- tables of rows --------------------------------------------------------------------------------------------
+
+    def metrics(self, *, run_id: str | None = None, key: str | None = None) -> pa.Table:
+        """Metric points: ``experiment_id, run_id, key, step, timestamp, value``. One run's are read without the others'."""
+        table = self._rows("metrics/1", run_id)
+        return table if key is None else table.filter(pc.equal(table.column("key"), key))
+
+    def model_metrics(self, *, model_id: str | None = None) -> pa.Table:
+        """Metrics of logged models, each with the run and the dataset that it was measured on."""
+        return self._rows("model_metrics/1", model_id)
+
+    def spans(self, *, trace_id: str | None = None) -> pa.Table:
+        """One row a span; ``content`` is its whole JSON text. One trace's are read without the others'."""
+        return self._rows("spans/1", trace_id)
+
+    def _rows(self, table: str, owner: str | None) -> pa.Table:
+        if owner is None:
+            return self._reader.whole(table)
+        return self._reader.owned(owner_kind(table), table, [owner])
+
+    def rows(self, table: str, ids: Sequence[str]) -> Iterator[pa.Table]:
+        """The rows of ``metrics/1`` (of runs), ``model_metrics/1`` (of logged models) or ``spans/1`` (of traces) that belong to
+        some owners: bounded tables ``owner`` (place in ``ids``), then the columns of the table without the ids."""
+        return self._reader.rows(table, ids)
+
+    def series(self, run_ids: Sequence[str]) -> Iterator[pa.Table]:
+        """The metric points of some runs: bounded tables ``owner`` (place in ``run_ids``), ``key, step, timestamp, value``."""
+        return self._reader.rows("metrics/1", run_ids)
+
+    def metric_rows(self, run_ids: Sequence[str]) -> list[int]:
+        """The number of metric points of each run."""
+        return self._reader.counts("run", "metrics/1", run_ids)
 
     # -- files -----------------------------------------------------------------------------------------------------
+
+    def files(self, *, run_id: str | None = None, kind: str = "run", id: str | None = None) -> pa.Table:  # noqa: A002
+        """Artifact files of the entities of a kind, or of one of them: ``run_id`` (``owner_id`` for other kinds than runs),
+        ``path, size, sha256, state``; ``state`` is ``ok`` or ``unreadable``. One entity's are read without the others'."""
+        owner = id if run_id is None else run_id
+        if owner is not None:
+            return self._named(kind, self._reader.owned(kind, FILES, [owner]))
+        table = self._reader.whole(FILES, ["owner_kind", *_FILE_COLUMNS])
+        return self._named(kind, table.filter(pc.equal(table.column("owner_kind"), kind)))
+
+    def files_of(self, run_ids: Sequence[str]) -> pa.Table:
+        """The artifact files of some runs: ``run_id, path, size, sha256, state``."""
+        return self._named("run", self._reader.owned("run", FILES, run_ids))
+
+    def files_of_entities(self, kind: str, ids: Sequence[str]) -> pa.Table:
+        """The files of some entities of a kind: ``owner_id, path, size, sha256, state``."""
+        return self._reader.owned(kind, FILES, ids, _FILE_COLUMNS)
+
+    def _named(self, kind: str, files: pa.Table) -> pa.Table:
+        table = files.select(list(_FILE_COLUMNS))
+        return table.rename_columns(["run_id", *_FILE_COLUMNS[1:]]) if kind == "run" else table
 
     @cached_property
     def blobs(self) -> BlobReader:
         """The file contents of this snapshot, by SHA-256."""
-        return BlobReader(self._storage, self._refs(_layout.INDEX), self._limits)
+        return BlobReader(self._storage, self._reader.refs(_layout.INDEX), self._limits)
 
-    def open_file(self, run_id: str, path: str) -> AbstractContextManager[BinaryIO]:
-        """One artifact file as a stream; reading it to the end checks its SHA-256.
+    def open_file(self, owner: str, path: str, *, kind: str = "run") -> AbstractContextManager[BinaryIO]:
+        """One artifact file of a run, or of an entity of another kind, as a stream; reading it to the end checks its SHA-256.
 
         Raises:
-            NotFoundError: the run has no such file, or it could not be read when the snapshot was made.
+            NotFoundError: the entity has no such file, or it could not be read when the snapshot was made.
         """
-        files = self.files(run_id=run_id)
+        files = self._reader.owned(kind, FILES, [owner])
         found = files.filter(pc.equal(files.column("path"), path)).to_pylist()
+        name = f"{kind.replace('_', ' ')} {owner}"
         if not found:
-            raise NotFoundError(f"run {run_id} has no file {path!r}", code="file-not-found")
+            raise NotFoundError(f"{name} has no file {path!r}", code="file-not-found")
         if found[0]["sha256"] is None:
-            raise NotFoundError(f"file {path!r} of run {run_id} could not be read when it was packed", code="file-missing")
+            raise NotFoundError(f"file {path!r} of {name} could not be read when it was packed", code="file-missing")
         return self.blobs.open(found[0]["sha256"])
 
     # -- checks ----------------------------------------------------------------------------------------------------
@@ -363,39 +319,7 @@ class Bundle:
         return verify_snapshot(self._storage, self._committed, level=level, subset=subset, limits=self._limits)
 
 
-def _text(value: Any) -> Any:
-    return value if isinstance(value, str | int) else None
-
-
-def _raw_size(stored: bytes, name: str) -> int:
-    """The decoded size that a zstd frame states."""
-    import zstandard  # noqa: PLC0415
-
-    try:
-        size = zstandard.frame_content_size(stored)
-    except zstandard.ZstdError as error:
-        raise CorruptError(f"{name} has no zstd frame where the runs view says", code="E060") from error
-    return max(int(size), 0)
-
-
-class _Place(NamedTuple):
-    """Consecutive rows of a table object."""
-
-    object: str | None
-    start: int
-    rows: int
-
-
-def _decoded(table: pa.Table) -> pa.Table:
-    return table.cast(pa.schema([TABLES["files/1"].schema.field(name) for name in table.schema.names]))
-
-
-def _unfolded(view: pa.Table, column: str) -> pa.Table:
-    """A map column as rows of ``run_id, key, value``."""
-    maps = view.column(column).combine_chunks()
-    array = pa.concat_arrays(maps.chunks) if isinstance(maps, pa.ChunkedArray) else maps
-    lengths = np.diff(array.offsets.to_numpy())
-    runs = view.column("run_id").take(pa.array(np.repeat(np.arange(len(lengths)), lengths)))
-    first, last = array.offsets[0].as_py() if len(array) else 0, array.offsets[-1].as_py() if len(array) else 0
-    keys, values = array.keys.slice(first, last - first), array.items.slice(first, last - first)
-    return pa.table([runs, keys, values], names=["run_id", "key", "value"])
+def _known(kind: str) -> str:
+    if kind not in KINDS:
+        raise UsageError(f"this release knows no records of the kind {kind!r}", hint=f"one of {', '.join(KINDS)}")
+    return kind

@@ -41,6 +41,8 @@ class Targets:
     #: Rows of a metrics object; about 45 MiB.
     metric_rows: int = 8_000_000
     file_rows: int = 500_000
+    #: Digested bytes of an object of plain rows (spans, metrics of logged models); about 40 MiB.
+    rows_bytes: int = 256 * MIB
     index_rows: int = 2_000_000
     pack_bytes: int = 64 * MIB
     pack_entries: int = 50_000

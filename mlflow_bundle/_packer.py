@@ -1,38 +1,35 @@
-"""One snapshot in the making: records, series and files in archive order become objects, then the commit (spec/v1.md, 7)."""
+"""One snapshot in the making: records and what they own, in archive order, become objects, then the commit (spec/v1.md, 7)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Final, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, cast
 
-import msgspec
-import numpy as np
 import pyarrow as pa
 
 from mlflow_bundle import _layout
 from mlflow_bundle.__about__ import __version__
 from mlflow_bundle._base import Base
 from mlflow_bundle._blobs import BlobWriter, KnownDigests
-from mlflow_bundle._codec import LinesWriter, decode_record, encode, logical_digest, read_lines
-from mlflow_bundle._digests import hex_of
+from mlflow_bundle._codec import decode_record, logical_digest
 from mlflow_bundle._index import settle
 from mlflow_bundle._limits import DEFAULT_LIMITS, WRITER_TARGETS, Limits, Targets
 from mlflow_bundle._manifest import Committed, commit_snapshot
 from mlflow_bundle._merkle import MerkleTree, leaf, logical
-from mlflow_bundle._owners import NO_FILES, files_digest
-from mlflow_bundle._redact import redact_bytes
-from mlflow_bundle._series import NO_SERIES, SeriesDigester
-from mlflow_bundle._shards import Cutter, OwnerTable, segments
-from mlflow_bundle._spool import LatestSpool, LineSpool, latest_points
+from mlflow_bundle._owned import FileRow, OwnedFiles, OwnedRows, numbered
+from mlflow_bundle._record_shards import RecordShards, Shard
+from mlflow_bundle._shards import Cutter, OwnerTable
+from mlflow_bundle._spool import LatestSpool, latest_points
 from mlflow_bundle._storage import Storage
 from mlflow_bundle._table_specs import TABLES
 from mlflow_bundle._tables import TableWriter
-from mlflow_bundle._views import RUNS_VIEW, RunPlace, runs_view
-from mlflow_bundle.errors import StorageError
+from mlflow_bundle._views import ENTITY_VIEW, RUNS_VIEW, entity_view, runs_view
 from mlflow_bundle.records import (
     FORMAT,
+    KINDS,
     LAYOUT,
     Experiment,
+    Kind,
     Marker,
     ObjectRef,
     Problem,
@@ -42,32 +39,26 @@ from mlflow_bundle.records import (
     Snapshot,
     Source,
     Writer,
-    order_key,
-    record_id,
 )
 
 __all__ = ["FileRow", "Packer"]
 
 _VIEW_BATCH: Final = 2_000
-#: Rows of the files table that are collected before they are appended.
-_FILE_BATCH: Final = 4_096
-_KIND_ORDER: Final = ("experiment", "run")
 _CONTENT_ROLES: Final = (_layout.PACKS, _layout.BLOBS, _layout.INDEX)
-
-
-class FileRow(msgspec.Struct, frozen=True):
-    """A file of a run: a row of the files table. ``sha256`` is None when it could not be read."""
-
-    path: str
-    size: int
-    sha256: str | None
-    state: Literal["ok", "unreadable"] = "ok"
-    stamp: str | None = None
+_FILES: Final = "files/1"
+_METRICS: Final = "metrics/1"
+#: The names of the counts of rows, and those counts that are told even when they are 0.
+_COUNTED: Final = {_METRICS: "metric_point", "model_metrics/1": "model_metric_point", "spans/1": "span", _FILES: "file"}
+_ALWAYS: Final = ("experiment", "run", "metric_point", "file", "file_bytes")
 
 
 class Packer:
-    """Collects one snapshot. Call in this order: ``add`` every record; ``add_series`` and ``reuse_series`` to the last run,
-    then ``end_series``; ``add_files`` for every run; ``commit``. Runs are owners, numbered from 0 in archive order."""
+    """Collects one snapshot. Call in this order: ``add`` every record; for every table but that of the files, what adds or
+    reuses its rows, to the last owner; ``add_files``; ``commit``. Kinds, and the tables, may come in any order.
+
+    The owners of a table are the records of a kind, numbered from 0 in archive order; one for which nothing is added has
+    nothing. ``ids`` are the ids of all records, by kind.
+    """
 
     def __init__(
         self,
@@ -80,155 +71,93 @@ class Packer:
     ) -> None:
         self._storage, self._marker, self._base = storage, marker, base
         self._targets, self._limits = targets, limits
-        self._spools: dict[str, LineSpool] = {}
-        self._last: dict[str, Any] = {}
+        self._records = {name: RecordShards(kind) for name, kind in KINDS.items()}
+        self.ids: Mapping[str, Sequence[str]] = {name: records.ids for name, records in self._records.items()}
+        self.series_cutter = Cutter(targets.metric_rows)
+        self._rows: dict[str, OwnedRows] = {}
+        self._files: dict[str, OwnedFiles] = {}
+        for kind in KINDS.values():
+            self._open_tables(kind)
         self._latest = LatestSpool()
         self._experiment_names: dict[str, str] = {}
-        self.run_ids: list[str] = []
-        self.experiment_ids: list[str] = []
-        self._digester = SeriesDigester()
-        self._owner = 0
-        self.series_cutter = Cutter(targets.metric_rows)
-        self._series = OwnerTable(storage, TABLES["metrics/1"], self.series_cutter)
-        self._files = OwnerTable(storage, TABLES["files/1"], Cutter(targets.file_rows))
         known = base.refs(*_CONTENT_ROLES) if base else []
         self.blobs = BlobWriter(storage, targets, known, limits)
         self._used = KnownDigests()
-        self._file_rows: list[tuple[str, FileRow]] = []
-        self._file_bytes = 0
         self.redacted = 0
         self.new_objects = 0
         self.new_bytes = 0
         self.shared_objects = 0
 
+    def _open_tables(self, kind: Kind) -> None:
+        records, targets = self._records[kind.name], self._targets
+        for table in kind.tables:
+            if table == _FILES:
+                self._files[kind.name] = OwnedFiles(self._storage, kind.name, Cutter(targets.file_rows), records.ids)
+            else:
+                cutter = self.series_cutter if table == _METRICS else Cutter(targets.rows_bytes)
+                self._rows[table] = OwnedRows(self._storage, TABLES[table], cutter, records.ids, records.experiments)
+
     def add(self, record: Record) -> None:
         """Take the next record of its kind. Credentials in its URIs are taken out here."""
-        kind = str(record.__struct_config__.tag)
-        key = order_key(record)
-        if kind in self._last and key <= self._last[kind]:
-            raise ValueError(f"{kind} {key} does not come after {self._last[kind]}")
-        self._last[kind] = key
-        line, found = redact_bytes(encode(record))
-        self.redacted += found
-        if kind not in self._spools:
-            self._spools[kind] = LineSpool()
-        self._spools[kind].add(line)
-        if isinstance(record, Experiment):
-            self._experiment_names[record.experiment_id] = record.name
-        elif isinstance(record, Run):
-            self.run_ids.append(record.run_id)
-            self.experiment_ids.append(record.experiment_id)
+        kept, redacted = self._records[str(record.__struct_config__.tag)].add(record)
+        self.redacted += redacted
+        if isinstance(kept, Experiment):
+            self._experiment_names[kept.experiment_id] = kept.name
 
-    # -- metric series ---------------------------------------------------------------------------------------------
+    # -- rows ------------------------------------------------------------------------------------------------------
 
     def add_series(self, table: pa.Table, *, first: int = 0) -> None:
         """The next metric points: a ``SERIES_SCHEMA`` table whose owner 0 is the run number ``first``."""
         if table.num_rows == 0:
             return
-        if first:
-            owner = table.column("owner").combine_chunks().to_numpy() + np.int32(first)
-            table = table.set_column(0, "owner", pa.array(owner, pa.int32()))
-        self._latest.add(latest_points(table))
-        self._digester.add(table)
-        rows = self._metric_rows(table)
-        written = 0
-        for owner, start, _ in segments(table.column("owner").combine_chunks().to_numpy()):
-            if self._end_owners(owner, rows.slice(written, start - written)):
-                written = start
-        self._series.append(rows.slice(written))
-
-    def _end_owners(self, until: int, rows: pa.Table) -> bool:
-        """End the owners below ``until``. When that ends an object, ``rows`` are appended to it first; then True."""
-        appended = False
-        while self._owner < until:
-            count, digest = self._digester.finished.pop(self._owner, (0, NO_SERIES))
-            cut = self._series.will_cut(self.run_ids[self._owner], count)
-            if cut:
-                self._series.append(rows)
-                appended = True
-            self._series.end_owner(count, digest, cut=cut)
-            self._owner += 1
-        return appended
-
-    def _metric_rows(self, table: pa.Table) -> pa.Table:
-        """A series table as rows of the metrics table."""
-        owner = table.column("owner").combine_chunks().to_numpy()
-        low, high = int(owner[0]), int(owner[-1]) + 1
-        runs = pa.DictionaryArray.from_arrays(pa.array(owner - low, pa.int32()), pa.array(self.run_ids[low:high]))
-        names = sorted(set(self.experiment_ids[low:high]))
-        numbers = {name: number for number, name in enumerate(names)}
-        codes = np.array([numbers[name] for name in self.experiment_ids[low:high]], dtype=np.int32)
-        experiments = pa.DictionaryArray.from_arrays(pa.array(codes[owner - low]), pa.array(names))
-        return pa.table(
-            [experiments, runs, *(table.column(n) for n in ("key", "step", "timestamp", "value"))],
-            names=TABLES["metrics/1"].schema.names,
-        )
+        points = numbered(table, first)
+        self._latest.add(latest_points(points))
+        self._rows[_METRICS].add(points)
 
     def reuse_series(self, counts: Sequence[int]) -> bool:
         """Take the points of the next ``len(counts)`` runs from the base, when one object of it holds just these."""
-        first, last = self._owner, self._owner + len(counts)
-        base = self._base
-        known = base and base.metrics(self.run_ids[first:last], self.experiment_ids[first:last], counts)
+        rows, runs, base = self._rows[_METRICS], self._records["run"], self._base
+        first, last = rows.next_owner, rows.next_owner + len(counts)
+        known = base and base.metrics(runs.ids[first:last], runs.experiments[first:last], counts)
         if not known:
             return False
         latest = known.latest
         moved = pa.array(latest.column("owner").to_numpy() + first, pa.int64())
         self._latest.add(latest.set_column(0, "owner", moved))
-        self.series_cutter.size = 0
-        self._series.reuse(known.ref, counts, [digest or NO_SERIES for digest in known.digests])
-        self._owner = last
+        rows.reuse(known.ref, counts, known.digests)
         return True
 
     def end_group(self, until: int) -> None:
-        """All points of the owners below ``until`` were added."""
-        self._digester.finish()
-        self._end_owners(until, TABLES["metrics/1"].schema.empty_table())
+        """All points of the runs below ``until`` were added."""
+        self._rows[_METRICS].end(until)
 
     def end_series(self) -> None:
         """All points of all runs were added."""
-        self.end_group(len(self.run_ids))
-        self._series.close()
+        self._rows[_METRICS].close()
+
+    def add_rows(self, table: str, rows: pa.Table, *, first: int = 0) -> None:
+        """The next rows of ``model_metrics/1`` or ``spans/1``: the column ``owner`` and those of the table without the ids, as
+        ``ROW_SCHEMAS`` has them, whose owner 0 is the logged model or trace number ``first``."""
+        self._rows[table].add(numbered(rows, first))
+
+    def end_rows(self, table: str) -> None:
+        """All rows of the table were added."""
+        self._rows[table].close()
 
     # -- files -----------------------------------------------------------------------------------------------------
 
-    def known_files(self, run_id: str) -> dict[str, tuple[int, str, str]]:
-        """What the base knows of the files of a run (see ``Base.files``), as far as their contents are stored."""
-        files = self._base.files(run_id) if self._base else {}
+    def known_files(self, kind: str, identity: str) -> dict[str, tuple[int, str, str]]:
+        """What the base knows of the files of an entity (see ``Base.files``), as far as their contents are stored."""
+        files = self._base.files(kind, identity) if self._base else {}
         return {path: known for path, known in files.items() if self.blobs.has(known[1])}
 
-    def add_files(self, files: Sequence[FileRow]) -> None:
-        """The files of the next run. Their contents are in ``blobs`` already."""
-        number = len(self._files.owners.rows)
-        ordered = sorted(files, key=lambda file: file.path.encode("utf-8", "surrogatepass"))
-        self._file_bytes += sum(file.size for file in ordered if file.state == "ok")
-        count = len(ordered)
-        for file in ordered:
+    def add_files(self, files: Sequence[FileRow], *, kind: str = "run", owner: str | None = None) -> None:
+        """The files of the next owner of a kind, or of ``owner``: those that were passed over have none. The contents are in
+        ``blobs`` already."""
+        for file in files:
             if file.sha256 is not None:
                 self._used.add(file.sha256)
-        run_id = self.run_ids[number]
-        self._file_rows += [(run_id, file) for file in ordered]
-        cut = self._files.will_cut(run_id, count)
-        if cut or len(self._file_rows) >= _FILE_BATCH:
-            self._append_files()
-        digest = files_digest((f.path, f.size, f.sha256, f.state) for f in ordered) if ordered else NO_FILES
-        self._files.end_owner(count, digest, cut=cut)
-
-    def _append_files(self) -> None:
-        """Give the rows that were collected to the table of files."""
-        if not self._file_rows:
-            return
-        owners, files = zip(*self._file_rows, strict=True)
-        columns = {
-            "owner_kind": ["run"] * len(files),
-            "owner_id": owners,
-            "path": [file.path for file in files],
-            "size": [file.size for file in files],
-            "sha256": [file.sha256 for file in files],
-            "state": [file.state for file in files],
-            "stamp": [file.stamp for file in files],
-        }
-        self._files.append(pa.table(columns, schema=TABLES["files/1"].schema))
-        self._file_rows = []
+        self._files[kind].add(files, owner)
 
     # -- commit ----------------------------------------------------------------------------------------------------
 
@@ -243,21 +172,18 @@ class Packer:
         notes: Sequence[str],
     ) -> Committed:
         """Write what is left, then the snapshot document. ``created_at`` is in milliseconds."""
-        self._append_files()
-        self._files.close()
-        counts = {
-            "metric_point": sum(self._series.owners.rows),
-            "file": sum(self._files.owners.rows),
-            "file_bytes": self._file_bytes,
-        }
-        objects = [*self._content_objects(), *self._series.refs, *self._files.refs]
-        trees: dict[str, MerkleTree] = {}
-        for kind in _KIND_ORDER:
-            if kind in self._spools:
-                objects += self._write_records(kind, trees.setdefault(kind, MerkleTree()))
-            counts[kind] = trees[kind].rows if kind in trees else 0
-        self.new_objects += self._series.new_objects + self._files.new_objects
-        self.new_bytes += self._series.new_bytes + self._files.new_bytes
+        for owned in self._owned:
+            owned.close()
+        objects = self._content_objects()
+        for table in (owned.table for owned in self._owned):
+            objects += table.refs
+            self.new_objects += table.new_objects
+            self.new_bytes += table.new_bytes
+        trees = {kind: MerkleTree() for kind in KINDS}
+        for kind, records in self._records.items():
+            for shard in records.write(self._storage, self._targets, self._limits):
+                objects += self._take(shard, KINDS[kind], trees[kind])
+        self.redacted += sum(rows.redacted for rows in self._rows.values())
         self.shared_objects = len(objects) - self.new_objects
         snapshot = Snapshot(
             format=FORMAT,
@@ -268,7 +194,7 @@ class Packer:
             scope=scope,
             source=source,
             writer=Writer(name="mlflow-bundle", version=__version__),
-            counts=counts,
+            counts=self._counts(),
             logical=logical(trees),
             objects=tuple(objects),
             parents=tuple(parents),
@@ -276,6 +202,18 @@ class Packer:
             notes=tuple(notes),
         )
         return commit_snapshot(self._storage, snapshot, targets=self._targets)
+
+    @property
+    def _owned(self) -> list[OwnedRows | OwnedFiles]:
+        return [*self._rows.values(), *self._files.values()]
+
+    def _counts(self) -> dict[str, int]:
+        """How many there are of each kind and of what they own; most are left out where there are none."""
+        counts = {kind: len(records) for kind, records in self._records.items()}
+        counts |= {_COUNTED[table]: sum(rows.table.owners.rows) for table, rows in self._rows.items()}
+        counts["file"] = sum(sum(files.table.owners.rows) for files in self._files.values())
+        counts["file_bytes"] = sum(files.bytes for files in self._files.values())
+        return {name: count for name, count in counts.items() if count or name in _ALWAYS}
 
     def _content_objects(self) -> list[ObjectRef]:
         """Packs, blobs and index parts: what the base has, what is new, small ones merged where they pile up."""
@@ -300,87 +238,62 @@ class Packer:
             self.new_objects += new
             self.new_bytes += ref.size if new else 0
 
-    def _write_records(self, kind: str, tree: MerkleTree) -> list[ObjectRef]:
-        """The records of one kind as objects, the runs with their views; their leaves go into the tree."""
-        cutter, refs, lines = Cutter(self._targets.records_bytes), [], []
-        spool = self._spools[kind]
-        for line in spool.lines():
-            lines.append(line)
-            if cutter.after(record_id(decode_record(line, kind, name="spool")), len(line) + 1):
-                refs += self._write_shard(kind, lines, tree)
-                lines = []
-        if lines:
-            refs += self._write_shard(kind, lines, tree)
-        spool.close()
-        return refs
+    def _take(self, shard: Shard, kind: Kind, tree: MerkleTree) -> list[ObjectRef]:
+        """Count a records object, put its leaves into the tree, write its view. All objects that there are of it."""
+        self._count([(shard.ref, shard.is_new)])
+        digests = [self._table(kind, table).owners.digests for table in kind.tables]
+        for number, line in enumerate(shard.lines, start=shard.first):
+            tree.add(leaf(kind.name, logical_digest(line, kind.name), *(digest.raw(number) for digest in digests)))
+        return [shard.ref, self._write_view(shard, kind)] if kind.tables else [shard.ref]
 
-    def _write_shard(self, kind: str, lines: Sequence[bytes], tree: MerkleTree) -> list[ObjectRef]:
-        records = [decode_record(line, kind, name="spool") for line in lines]
-        digests = [hex_of(line) for line in lines]
+    def _table(self, kind: Kind, table: str) -> OwnerTable:
+        return self._files[kind.name].table if table == _FILES else self._rows[table].table
+
+    def _write_view(self, shard: Shard, kind: Kind) -> ObjectRef:
+        """The view of a records object whose records own tables."""
+        spec, part = (RUNS_VIEW, self._runs_part) if kind.name == "run" else (ENTITY_VIEW, self._entities_part)
         with self._storage.stage() as staged:
-            writer = LinesWriter(staged, frame_bytes=self._targets.frame_bytes)
-            for line in lines:
-                writer.add(line)
+            writer = TableWriter(staged, spec)
+            for start in range(0, len(shard.lines), _VIEW_BATCH):
+                writer.add(part(shard, kind, start, min(start + _VIEW_BATCH, len(shard.lines))))
             writer.close()
             staged.finish()
-            path = _layout.object_path(_layout.RECORDS, staged.sha256)
-            with staged.reopen() as file:
-                if list(read_lines(file.read(), name=path, limits=self._limits)) != lines:
-                    raise StorageError(f"{path} does not read back as it was written", code="self-check")
+            path = _layout.object_path(_layout.VIEWS, staged.sha256)
             new = self._storage.put(staged, path)
-            ref = ObjectRef(
-                role=_layout.RECORDS,
-                kind=kind,
-                path=path,
-                size=staged.size,
-                rows=writer.rows,
-                content=writer.content,
-                first=order_key(records[0]),
-                last=order_key(records[-1]),
-            )
-        self._count([(ref, new)])
-        if kind != "run":
-            for line in lines:
-                tree.add(leaf(kind, logical_digest(line, kind)))
-            return [ref]
-        first = tree.rows
-        series, files = self._series.owners.digests, self._files.owners.digests
-        for number, line in enumerate(lines, start=first):
-            tree.add(leaf(kind, logical_digest(line, kind), bytes.fromhex(series[number]), bytes.fromhex(files[number])))
-        return [ref, self._write_runs_view(records, digests, path, writer, first)]
-
-    def _write_runs_view(
-        self, records: Sequence[Any], digests: Sequence[str], path: str, lines: LinesWriter, first: int
-    ) -> ObjectRef:
-        frames = [f for f, rows in zip(lines.frames, lines.frame_rows, strict=True) for _ in range(rows)]
-        places = [RunPlace(path, f.offset, f.length, d) for f, d in zip(frames, digests, strict=True)]
-        with self._storage.stage() as staged:
-            writer = TableWriter(staged, RUNS_VIEW)
-            for start in range(0, len(records), _VIEW_BATCH):
-                end = min(start + _VIEW_BATCH, len(records))
-                view = runs_view(
-                    records[start:end],
-                    places[start:end],
-                    first=first + start,
-                    metrics=self._series.owners,
-                    files=self._files.owners,
-                    latest=self._latest.until(first + end),
-                    experiment_names=self._experiment_names,
-                )
-                writer.add(view)
-            writer.close()
-            staged.finish()
-            view_path = _layout.object_path(_layout.VIEWS, staged.sha256)
-            new = self._storage.put(staged, view_path)
-            ref = ObjectRef(role=_layout.VIEWS, kind="run", path=view_path, size=staged.size, rows=len(records))
+            ref = ObjectRef(role=_layout.VIEWS, kind=kind.name, path=path, size=staged.size, rows=len(shard.lines))
         self._count([(ref, new)])
         return ref
 
+    def _runs_part(self, shard: Shard, kind: Kind, start: int, end: int) -> pa.Table:
+        first = shard.first + start
+        return runs_view(
+            [cast("Run", decode_record(line, kind.name, name="spool")) for line in shard.lines[start:end]],
+            shard.places(start, end),
+            first=first,
+            metrics=self._rows[_METRICS].table.owners,
+            files=self._files[kind.name].table.owners,
+            latest=self._latest.until(first + end - start),
+            experiment_names=self._experiment_names,
+        )
+
+    def _entities_part(self, shard: Shard, kind: Kind, start: int, end: int) -> pa.Table:
+        first, last = shard.first + start, shard.first + end
+        records = self._records[kind.name]
+        (*rows, files) = (self._table(kind, table).owners for table in kind.tables)
+        return entity_view(
+            records.ids[first:last],
+            records.experiments[first:last],
+            shard.places(start, end),
+            first=first,
+            rows=rows[0] if rows else None,
+            files=files,
+        )
+
     def close(self) -> None:
         """Discard what is not committed: temporary files, no object."""
-        self._series.abort()
-        self._files.abort()
+        for owned in self._owned:
+            owned.table.abort()
         self.blobs.discard()
         self._latest.close()
-        for spool in self._spools.values():
-            spool.close()
+        for records in self._records.values():
+            records.close()

@@ -15,15 +15,23 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def bounded_map(executor: Executor, function: Callable[[Item], Result], items: Iterable[Item], window: int) -> Iterator[Result]:
-    """The results in the order of the items, with at most ``window`` items in flight.
+def bounded_map(
+    executor: Executor,
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    window: int,
+    *,
+    at_once: Callable[[Item], Result | None] = lambda _: None,
+) -> Iterator[Result]:
+    """The results in the order of the items, with at most ``window`` items in flight. An item for which ``at_once`` has a
+    result is not given to the executor.
 
     The first error is raised where its result would have come, and what was not started yet is cancelled.
     """
     flying: deque[Future[Result]] = deque()
     try:
         for item in items:
-            flying.append(executor.submit(function, item))
+            flying.append(_done(result) if (result := at_once(item)) is not None else executor.submit(function, item))
             if len(flying) >= window:
                 yield flying.popleft().result()
         while flying:
@@ -31,6 +39,12 @@ def bounded_map(executor: Executor, function: Callable[[Item], Result], items: I
     finally:
         for future in flying:
             future.cancel()
+
+
+def _done(result: Result) -> Future[Result]:
+    future: Future[Result] = Future()
+    future.set_result(result)
+    return future
 
 
 def prefetch(items: Iterator[Item], depth: int = 1) -> Iterator[Item]:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-__all__ = ["NO_SERIES", "SeriesDigester", "as_series", "series_digests", "sort_series", "total_order"]
+__all__ = ["NO_SERIES", "SeriesDigester", "segments", "series_digests", "sort_series", "total_order"]
 
 #: The columns that a metrics table shares with the series tables of sources and targets.
 SERIES_COLUMNS: Final = ("key", "step", "timestamp", "value")
@@ -152,14 +152,10 @@ def series_digests(tables: Iterable[pa.Table], owners: int) -> list[tuple[int, s
     return [digester.finished.get(owner, (0, NO_SERIES)) for owner in range(owners)]
 
 
-def as_series(tables: Iterable[pa.Table], owner_of: Callable[[str], int]) -> Iterator[pa.Table]:
-    """Rows of the metrics table (run ids dictionary-encoded) as ``SERIES_SCHEMA`` tables, owners numbered by ``owner_of``."""
-    for table in tables:
-        runs = table.column("run_id").combine_chunks()
-        codes = runs.indices.to_numpy(zero_copy_only=False)
-        names = runs.dictionary
-        numbers = np.full(len(names), -1, dtype=np.int32)
-        for code in np.unique(codes).tolist():  # the dictionary of a slice also names runs that are not in it
-            numbers[code] = owner_of(names[code].as_py())
-        owner = pa.array(numbers[codes] if len(codes) else codes.astype(np.int32))
-        yield pa.table([owner, *(table.column(n) for n in SERIES_COLUMNS)], names=["owner", *SERIES_COLUMNS])
+def segments(owner: npt.NDArray[Any]) -> list[tuple[int, int, int]]:
+    """The stretches of equal values of a column: (value, start, end)."""
+    if not len(owner):
+        return []
+    starts = np.concatenate(([0], np.flatnonzero(np.diff(owner)) + 1))
+    ends = [*starts[1:].tolist(), len(owner)]
+    return list(zip(owner[starts].tolist(), starts.tolist(), ends, strict=True))

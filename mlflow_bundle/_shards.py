@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Final
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from mlflow_bundle import _layout
+from mlflow_bundle._compact import Digests
 from mlflow_bundle._owners import owner_digests
 from mlflow_bundle._storage import Staged, Storage
 from mlflow_bundle._table_specs import TableSpec
@@ -52,10 +51,10 @@ class OwnerRows:
     """For each owner: how many rows of a table it has, their digest (hex), and where they lie."""
 
     def __init__(self) -> None:
-        self.rows: list[int] = []
-        self.digests: list[str] = []
+        self.rows = array("q")
+        self.digests = Digests()
         self.objects: list[str | None] = []
-        self.starts: list[int] = []
+        self.starts = array("q")
 
     def digest(self, first: int, last: int) -> str:
         """The content digest of an object that holds the owners ``first`` to ``last``: over the digests of those with rows."""
@@ -160,9 +159,3 @@ class OwnerTable:
             self._writer.abandon()
         if self._staged is not None:
             self._staged.__exit__(None, None, None)
-
-
-def segments(owner: npt.NDArray[np.int32]) -> list[tuple[int, int, int]]:
-    """The runs of equal values of an ascending column: (value, start, end)."""
-    borders = [0, *(np.flatnonzero(np.diff(owner)) + 1).tolist(), len(owner)]
-    return [(int(owner[a]), a, b) for a, b in pairwise(borders) if b > a]

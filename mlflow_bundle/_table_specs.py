@@ -16,7 +16,8 @@ __all__ = ["TABLES", "TableSpec"]
 
 class TableSpec(msgspec.Struct, frozen=True):
     """How the tables of one role are written. ``owner`` is the column of whose rows are together, and that row groups try not
-    to cut. ``digested`` are the columns that the digest of an owner's rows covers, where it is that of plain rows."""
+    to cut. ``digested`` are the columns that the digest of an owner's rows covers, where it is that of plain rows.
+    ``weighed`` is the column of long texts, by whose bytes row groups are cut too."""
 
     role: str
     name: str
@@ -26,6 +27,7 @@ class TableSpec(msgspec.Struct, frozen=True):
     encodings: Mapping[str, str] = MappingProxyType({})
     owner: str | None = None
     digested: tuple[str, ...] = ()
+    weighed: str | None = None
 
 
 def _required(*columns: tuple[str, pa.DataType]) -> list[pa.Field]:
@@ -177,6 +179,7 @@ _SPANS: Final = TableSpec(
     encodings={"start_time_unix_nano": "DELTA_BINARY_PACKED", "end_time_unix_nano": "DELTA_BINARY_PACKED"},
     owner="trace_id",
     digested=("span_id", "parent_span_id", "name", "type", "status", "start_time_unix_nano", "end_time_unix_nano", "content"),
+    weighed="content",
 )
 #: Where the record and the rows of each entity lie, for the kinds that own tables and are no runs.
 _ENTITY_VIEW: Final = TableSpec(

@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mlflow_bundle._limits import MIB
 from mlflow_bundle._table_specs import TableSpec
 from mlflow_bundle.errors import CorruptError
 
@@ -19,6 +21,8 @@ __all__ = ["ROW_GROUP_ROWS", "OpenTable", "TableWriter", "batches", "open_table"
 ROW_GROUP_ROWS: Final = 131_072
 #: A row group may end this many rows early, so that it ends with an owner.
 _ROW_GROUP_SLACK: Final = ROW_GROUP_ROWS // 10
+#: A row group ends when the long texts in it have this many bytes.
+_ROW_GROUP_BYTES: Final = 16 * MIB
 _SCHEMA_KEY: Final = b"mlflow_bundle.schema"
 
 
@@ -32,7 +36,7 @@ class TableWriter:
         self.spec = spec
         self.rows = 0
         self._pending: list[pa.Table] = []
-        self._pending_rows = 0
+        self._pending_rows = self._pending_bytes = 0
         schema = _written_schema(spec)
         sorting = [pq.SortingColumn(schema.get_field_index(name)) for name in spec.sorting]
         self._writer = pq.ParquetWriter(
@@ -57,23 +61,37 @@ class TableWriter:
         self.rows += table.num_rows
         self._pending.append(table)
         self._pending_rows += table.num_rows
-        if self._pending_rows > ROW_GROUP_ROWS:
+        self._pending_bytes += int(_weights(table, self.spec).sum())
+        if self._pending_rows > ROW_GROUP_ROWS or self._pending_bytes > _ROW_GROUP_BYTES:
             self._drain(last=False)
 
     def _drain(self, *, last: bool) -> None:
-        table = pa.concat_tables(self._pending).unify_dictionaries() if self._pending else None
+        if not self._pending:
+            return
+        table = pa.concat_tables(self._pending).unify_dictionaries()
+        ends = np.cumsum(_weights(table, self.spec))
         start = 0
-        while table is not None and start < table.num_rows:
-            rows = min(ROW_GROUP_ROWS, table.num_rows - start)
+        while start < table.num_rows:
+            rows = self._group_rows(table, ends, start)
             if start + rows == table.num_rows and not last:
-                break  # whose the next row is decides where the row group ends
-            if start + rows < table.num_rows:
-                rows -= self._slack(table.slice(start, rows + 1))
+                break  # what the next row is decides where the row group ends
             self._write(table.slice(start, rows))
             start += rows
-        rest = None if table is None or start >= table.num_rows else table.slice(start)
-        self._pending = [] if rest is None else [rest]
-        self._pending_rows = 0 if rest is None else rest.num_rows
+        rest = table.slice(start)
+        self._pending = [rest] if rest.num_rows else []
+        self._pending_rows = rest.num_rows
+        self._pending_bytes = int(_weights(rest, self.spec).sum())
+
+    def _group_rows(self, table: pa.Table, ends: npt.NDArray[np.int64], start: int) -> int:
+        """How many rows from ``start`` on are a row group. ``ends``: the bytes of long texts up to each row, if it has any."""
+        rows: int = min(ROW_GROUP_ROWS, table.num_rows - start)
+        if len(ends):
+            before = int(ends[start - 1]) if start else 0
+            fitting = int(np.searchsorted(ends, before + _ROW_GROUP_BYTES, side="right")) - start
+            return min(rows, max(1, fitting))
+        if start + rows < table.num_rows:
+            rows -= self._slack(table.slice(start, rows + 1))
+        return rows
 
     def _slack(self, table: pa.Table) -> int:
         """How many rows to leave to the next row group so that this one ends with an owner; ``table`` is one row longer."""
@@ -105,6 +123,13 @@ class TableWriter:
         """Write nothing more: the sink is about to go."""
         self._pending.clear()
         self._writer.is_open = False  # else its finalizer would write into the closed sink, and complain
+
+
+def _weights(table: pa.Table, spec: TableSpec) -> npt.NDArray[np.int64]:
+    """The bytes of the long text in each row; empty for a table that has none."""
+    if spec.weighed is None:
+        return np.empty(0, dtype=np.int64)
+    return np.asarray(pc.binary_length(table.column(spec.weighed)), dtype=np.int64)
 
 
 def _written_schema(spec: TableSpec) -> pa.Schema:

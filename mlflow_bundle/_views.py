@@ -1,23 +1,26 @@
-"""The runs view: a derived table that answers questions about many runs without reading records (spec/v1.md, 5.4)."""
+"""The views: derived tables that answer questions about many runs without reading records, and that say where the record
+and the rows of each entity lie (spec/v1.md, 5.4)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 from msgspec import UNSET
 
+from mlflow_bundle._owners import NO_ROWS
+from mlflow_bundle._record_shards import Place
 from mlflow_bundle._shards import OwnerRows
 from mlflow_bundle._spool import latest_points
-from mlflow_bundle._table_specs import TABLES
+from mlflow_bundle._table_specs import TABLES, TableSpec
 from mlflow_bundle.records import KeyValue, Run
 
-__all__ = ["RUNS_VIEW", "RunPlace", "latest_maps", "runs_view", "wide_runs"]
+__all__ = ["ENTITY_VIEW", "RUNS_VIEW", "entity_view", "latest_maps", "runs_view", "unfolded", "wide_runs"]
 
 RUNS_VIEW: Final = TABLES["runs_view/1"]
+ENTITY_VIEW: Final = TABLES["entity_view/1"]
 _RECORD_FIELDS: Final = (
     "run_id",
     "experiment_id",
@@ -31,18 +34,9 @@ _RECORD_FIELDS: Final = (
 )
 
 
-class RunPlace(msgspec.Struct):
-    """Where the record of a run lies: object, zstd frame (offset and length in bytes), and its digest."""
-
-    object: str
-    frame_offset: int
-    frame_length: int
-    digest: str
-
-
 def runs_view(
     runs: Sequence[Run],
-    places: Sequence[RunPlace],
+    places: Sequence[Place],
     *,
     first: int,
     metrics: OwnerRows,
@@ -60,21 +54,57 @@ def runs_view(
         "params": _maps([run.params for run in runs]),
         "tags": _maps([run.tags for run in runs]),
         "latest_metrics": latest_maps(latest, first, len(runs)),
+        **_places(places),
+        **_rows("metric", metrics, owners),
+        **_rows("file", files, owners),
+    }
+    return _view(columns, RUNS_VIEW)
+
+
+def entity_view(
+    ids: Sequence[str],
+    experiments: Sequence[str],
+    places: Sequence[Place],
+    *,
+    first: int,
+    rows: OwnerRows | None,
+    files: OwnerRows,
+) -> pa.Table:
+    """The view rows of consecutive entities of a kind, the first of which is owner ``first`` of the tables. ``rows`` is the
+    table of the kind that is not that of the files, None where it has none."""
+    owners = range(first, first + len(ids))
+    columns: dict[str, Any] = {
+        "id": ids,
+        "experiment_id": [experiment or None for experiment in experiments],
+        **_places(places),
+        **_rows("table", rows, owners),
+        **_rows("file", files, owners),
+    }
+    return _view(columns, ENTITY_VIEW)
+
+
+def _places(places: Sequence[Place]) -> dict[str, Any]:
+    return {
         "record_object": [place.object for place in places],
         "frame_offset": [place.frame_offset for place in places],
         "frame_length": [place.frame_length for place in places],
         "record_digest": [place.digest for place in places],
-        "metric_rows": [metrics.rows[i] for i in owners],
-        "metric_digest": [metrics.digests[i] for i in owners],
-        "metric_object": [metrics.objects[i] for i in owners],
-        "metric_start": [metrics.starts[i] for i in owners],
-        "file_rows": [files.rows[i] for i in owners],
-        "file_digest": [files.digests[i] for i in owners],
-        "file_object": [files.objects[i] for i in owners],
-        "file_start": [files.starts[i] for i in owners],
     }
-    arrays = [_array(columns[field.name], field.type) for field in RUNS_VIEW.schema]
-    return pa.Table.from_arrays(arrays, schema=RUNS_VIEW.schema)
+
+
+def _rows(name: str, rows: OwnerRows | None, owners: range) -> dict[str, Any]:
+    """What a view says of the rows of a table."""
+    columns = {
+        "rows": [rows.rows[i] if rows else 0 for i in owners],
+        "digest": [rows.digests[i] if rows else NO_ROWS for i in owners],
+        "object": [rows.objects[i] if rows else None for i in owners],
+        "start": [rows.starts[i] if rows else 0 for i in owners],
+    }
+    return {f"{name}_{what}": column for what, column in columns.items()}
+
+
+def _view(columns: dict[str, Any], spec: TableSpec) -> pa.Table:
+    return pa.Table.from_arrays([_array(columns[field.name], field.type) for field in spec.schema], schema=spec.schema)
 
 
 def _array(values: Any, kind: pa.DataType) -> pa.Array:
@@ -138,3 +168,14 @@ def _spread(view: pa.Table, column: str, prefix: str, of: Callable[[pa.Array], p
         source[rows[places]] = places
         spread[f"{prefix}.{name}"] = values.take(pa.array(source, mask=source < 0))
     return spread
+
+
+def unfolded(view: pa.Table, column: str) -> pa.Table:
+    """A map column as rows of ``run_id, key, value``."""
+    maps = view.column(column).combine_chunks()
+    array = pa.concat_arrays(maps.chunks) if isinstance(maps, pa.ChunkedArray) else maps
+    lengths = np.diff(array.offsets.to_numpy())
+    runs = view.column("run_id").take(pa.array(np.repeat(np.arange(len(lengths)), lengths)))
+    first, last = array.offsets[0].as_py() if len(array) else 0, array.offsets[-1].as_py() if len(array) else 0
+    keys, values = array.keys.slice(first, last - first), array.items.slice(first, last - first)
+    return pa.table([runs, keys, values], names=["run_id", "key", "value"])

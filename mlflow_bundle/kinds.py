@@ -73,6 +73,8 @@ def _of_run(run: e.Run) -> list[Reference]:
 
 
 def _of_version(version: e.ModelVersion) -> list[Reference]:
+    if version.current_stage == "Deleted_Internal":  # what it named, MLflow has blanked out
+        return [("registered_model", _in_workspace(version.name, version.workspace))]
     source = version.source if isinstance(version.source, str) else ""
     model = source.removeprefix("models:/") if source.startswith("models:/m-") else UNSET
     return [

@@ -52,8 +52,9 @@ PARAMETERS = {
 }
 
 BUNDLE_MEMBERS = (
-    "at blobs close experiments files files_of kinds latest_metrics metric_rows metrics objects open_file params records "
-    "root_digest run runs series snapshot snapshot_id snapshots tags url verify"
+    "assessments at blobs close experiments files files_of files_of_entities kinds latest_metrics metric_rows metrics "
+    "model_metrics model_versions models objects open_file params record records registered_models root_digest rows run runs "
+    "series snapshot snapshot_id snapshots spans table tags traces url verify"
 )
 
 

@@ -21,10 +21,10 @@ from msgspec import UNSET
 from mlflow_bundle._codec import check_depth, decode_record, line_kind, logical_digest, read_frames
 from mlflow_bundle._limits import Limits
 from mlflow_bundle._redact import redact_bytes
+from mlflow_bundle._row_groups import row_groups
 from mlflow_bundle._table_specs import TABLES
 from mlflow_bundle._verify._canonical import is_canonical
 from mlflow_bundle._verify._findings import Findings
-from mlflow_bundle._verify._rows import row_groups
 from mlflow_bundle.errors import BundleError, CorruptError, LimitError
 from mlflow_bundle.records import KINDS, ObjectRef, OrderKey, Run, order_key, record_id
 

@@ -17,13 +17,14 @@ from mlflow_bundle import _layout
 from mlflow_bundle._digests import is_hex
 from mlflow_bundle._limits import Limits
 from mlflow_bundle._owners import files_digest
+from mlflow_bundle._row_groups import row_groups
 from mlflow_bundle._series import SERIES_COLUMNS, SeriesDigester, sort_series
 from mlflow_bundle._spool import latest_points
 from mlflow_bundle._table_specs import TABLES
 from mlflow_bundle._unsafe import collisions, why_unsafe
 from mlflow_bundle._verify._findings import Findings
 from mlflow_bundle._verify._record_facts import latest_digests
-from mlflow_bundle._verify._rows import raw_digests, row_groups
+from mlflow_bundle._verify._rows import raw_digests
 from mlflow_bundle.errors import CorruptError
 
 __all__ = ["CODECS", "CONTENTS", "EXTENTS", "Extents", "IndexFacts", "OwnerFacts", "file_facts", "index_facts", "series_facts"]

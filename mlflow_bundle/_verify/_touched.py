@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_bundle import _layout
+from mlflow_bundle._row_groups import row_groups
 from mlflow_bundle._table_specs import TABLES
 from mlflow_bundle._verify._findings import Findings
 from mlflow_bundle._verify._objects import Objects
-from mlflow_bundle._verify._rows import raw_digests, row_groups
+from mlflow_bundle._verify._rows import raw_digests
 from mlflow_bundle.errors import BundleError
 from mlflow_bundle.records import ObjectRef
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import cast
 
 import pyarrow as pa
@@ -11,14 +12,16 @@ import pyarrow.compute as pc
 
 from mlflow_bundle._bundle import Bundle
 from mlflow_bundle.errors import UsageError
-from mlflow_bundle.records import Experiment, Run, Source
+from mlflow_bundle.records import KINDS, Experiment, Kind, Problem, Record, Run, Source, record_id
 from mlflow_bundle.tracking._filter import matching
-from mlflow_bundle.tracking._port import ArtifactStore, RunQuery
+from mlflow_bundle.tracking._port import ArtifactStore, EntityQuery, RunQuery
 from mlflow_bundle.tracking._select import parent_of
 
 __all__ = ["ArchiveSource"]
 
 _BATCH = 1_000
+#: The kind that the entities of a kind belong to.
+_PARENTS = {"model_version": "registered_model", "dataset_record": "evaluation_dataset"}
 
 
 class ArchiveSource:
@@ -79,9 +82,29 @@ class ArchiveSource:
         """The metric points of these runs."""
         return self._bundle.series(run_ids)
 
-    def artifacts(self, run: Run) -> ArtifactStore:
+    def kinds(self) -> Sequence[str]:
+        """The kinds of other records that the archive has and this release knows."""
+        archived = self._bundle.snapshot.logical.kinds
+        return [kind for kind in KINDS if kind in archived and kind not in ("experiment", "run")]
+
+    def entities(self, kind: str, query: EntityQuery) -> Iterator[list[Record]]:
+        """The archived records of a kind that match."""
+        wanted = _Wanted(KINDS[kind], query)
+        found = (record for record in self._bundle.records(kind) if wanted.has(record))
+        while batch := list(islice(found, _BATCH)):
+            yield batch
+
+    def rows(self, table: str, ids: Sequence[str]) -> Iterator[pa.Table]:
+        """The rows of ``model_metrics/1`` or ``spans/1`` of these owners."""
+        return self._bundle.rows(table, ids)
+
+    def artifacts(self, record: Record) -> ArtifactStore:
         """Not here: an archive gives its files by content."""
-        raise UsageError(f"the files of run {run.run_id} are read from the bundle by their content")
+        raise UsageError(f"the files of {record_id(record)} are read from the bundle by their content")
+
+    def problems(self) -> list[Problem]:
+        """None: what was missing when the archive was made is in its snapshot."""
+        return []
 
     def close(self) -> None:
         """The bundle stays open; its owner closes it."""
@@ -97,3 +120,28 @@ def _matches(run: Run, query: RunQuery) -> bool:
         and (query.until is None or (start is not None and start <= query.until))
         and query.lifecycle in ("all", run.lifecycle_stage)
     )
+
+
+class _Wanted:
+    """Whether records of a kind match a query."""
+
+    def __init__(self, kind: Kind, query: EntityQuery) -> None:
+        self._kind = kind
+        self._experiments = _as_set(query.experiment_ids)
+        self._ids = _as_set(query.ids)
+        self._runs = None if query.run_ids is None else {("run", run) for run in query.run_ids}
+        self._parents = None if query.parents is None else {(_PARENTS.get(kind.name, ""), parent) for parent in query.parents}
+
+    def has(self, record: Record) -> bool:
+        """Whether the record meets all restrictions."""
+        kind = self._kind
+        if self._ids is not None and kind.identify(record) not in self._ids:
+            return False
+        if self._experiments is not None and self._experiments.isdisjoint(kind.experiments(record)):
+            return False
+        named = [one for one in (self._runs, self._parents) if one is not None]
+        return not named or all(not one.isdisjoint(kind.references(record)) for one in named)
+
+
+def _as_set(values: Sequence[str] | None) -> set[str] | None:
+    return None if values is None else set(values)

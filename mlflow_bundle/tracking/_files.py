@@ -1,4 +1,4 @@
-"""The artifact files of many runs, listed and read ahead of the archive by a pool of threads."""
+"""The artifact files of many entities, listed and read ahead of the archive by a pool of threads."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, NamedTuple
 
+import msgspec
+
+from mlflow_bundle._codec import decode_record, encode, line_kind
 from mlflow_bundle._limits import MIB
 from mlflow_bundle._packer import FileRow, Packer
 from mlflow_bundle._parallel import bounded_map
+from mlflow_bundle._spool import LineSpool
 from mlflow_bundle.errors import AuthError, BundleError, ServerError, UsageError
-from mlflow_bundle.records import Problem, Run
+from mlflow_bundle.records import KINDS, Problem, Record, record_id
 from mlflow_bundle.tracking._port import ArtifactStore, FileInfo, MlflowSource
 
-__all__ = ["pack_files"]
+__all__ = ["Located", "Owner", "pack_files"]
 
 #: As many bytes of small files are read as one task.
 _TASK_BYTES: Final = 4 * MIB
@@ -23,11 +27,47 @@ _TASK_FILES: Final = 64
 _READ: Final = MIB
 
 
+class Owner(NamedTuple):
+    """An entity that may have files, with what of its record says where they lie."""
+
+    kind: str
+    id: str
+    record: Record
+
+    @property
+    def text(self) -> str:
+        """How messages name it."""
+        return f"{self.kind.replace('_', ' ')} {self.id}"
+
+
+class Located:
+    """Entities that may have files, kept on disk without their lists (tags, params and the like)."""
+
+    def __init__(self) -> None:
+        self._spool = LineSpool()
+
+    def add(self, record: Record) -> None:
+        """Note the next entity of its kind, in archive order."""
+        lists = [name for name in record.__struct_fields__ if isinstance(getattr(record, name), tuple)]
+        self._spool.add(encode(msgspec.structs.replace(record, **dict.fromkeys(lists, ()))))
+
+    def owners(self) -> Iterator[Owner]:
+        """All of them, in the order in which they came. Nothing can be added afterwards."""
+        for line in self._spool.lines():
+            kind = line_kind(line, name="spool")
+            record = decode_record(line, kind, name="spool")
+            yield Owner(kind, record_id(record), record)
+
+    def close(self) -> None:
+        """Remove the temporary file."""
+        self._spool.close()
+
+
 @dataclass(slots=True)
 class _Listing:
-    """What one run has: files whose content is known already, and files to read."""
+    """What one entity has: files whose content is known already, and files to read."""
 
-    run: Run
+    owner: Owner
     store: ArtifactStore | None = None
     known: list[FileRow] = field(default_factory=list)
     unread: list[FileInfo] = field(default_factory=list)
@@ -36,7 +76,7 @@ class _Listing:
 
 @dataclass(slots=True)
 class _Task:
-    """Some files of a run to read at once: small ones into memory, or a large one, which the archive streams itself."""
+    """Some files of an entity to read at once: small ones into memory, or a large one, which the archive streams itself."""
 
     listing: _Listing
     files: Sequence[FileInfo]
@@ -55,18 +95,19 @@ class _Content:
 
 
 def pack_files(
-    source: MlflowSource, runs: Iterator[Run], packer: Packer, executor: Executor, *, workers: int, blob_bytes: int
-) -> Iterator[tuple[Run, Sequence[FileRow], Sequence[Problem]]]:
-    """Store the files of the runs, in order, and add their listings. Yields each run with its files and problems.
+    source: MlflowSource, owners: Iterator[Owner], packer: Packer, executor: Executor, *, workers: int, blob_bytes: int
+) -> Iterator[tuple[Owner, Sequence[FileRow], Sequence[Problem]]]:
+    """Store the files of the entities, each kind in archive order, and add their listings. Yields each entity with its files
+    and problems.
 
     Raises:
         AuthError, UsageError: no file at all could be read.
     """
-    listings = bounded_map(executor, lambda run: _list(source, run, packer), runs, window=4 * workers)
+    listings = bounded_map(executor, lambda owner: _list(source, owner, packer), owners, window=4 * workers)
     tasks = (task for listing in listings for task in _tasks(listing, blob_bytes))
     rows: list[FileRow] = []
     problems: list[Problem] = []
-    for task, read in bounded_map(executor, _read, tasks, window=2 * workers):
+    for task, read in bounded_map(executor, _read, tasks, window=2 * workers, at_once=_nothing_to_read):
         contents = [_stream(task.listing, task.files[0], packer)] if task.large else read
         for content in contents:
             if content.problem is not None:
@@ -75,16 +116,17 @@ def pack_files(
         if task.last:
             rows += task.listing.known
             problems += task.listing.problems
-            packer.add_files(rows)
-            yield task.listing.run, rows, problems
+            owner = task.listing.owner
+            packer.add_files(rows, kind=owner.kind, owner=owner.id)
+            yield owner, rows, problems
             rows, problems = [], []
 
 
-def _list(source: MlflowSource, run: Run, packer: Packer) -> _Listing:
-    listing = _Listing(run)
+def _list(source: MlflowSource, owner: Owner, packer: Packer) -> _Listing:
+    listing = _Listing(owner)
     try:
-        listing.store = source.artifacts(run)
-        known = packer.known_files(run.run_id)
+        listing.store = source.artifacts(owner.record)
+        known = packer.known_files(owner.kind, owner.id)
         for info in listing.store.walk():
             size, sha256, stamp = known.get(info.path, (-1, "", ""))
             if info.stamp is not None and info.stamp == stamp and info.size == size:
@@ -94,18 +136,24 @@ def _list(source: MlflowSource, run: Run, packer: Packer) -> _Listing:
     except BundleError as error:
         if _fatal(error):
             raise
-        listing.problems.append(_problem("artifacts-not-listed", run, "", f"files of run {run.run_id}: {error.message}"))
+        listing.problems.append(_problem("artifacts-not-listed", owner, "", f"files of {owner.text}: {error.message}"))
     return listing
 
 
-def _problem(code: str, run: Run, path: str, message: str) -> Problem:
+def _problem(code: str, owner: Owner, path: str, message: str) -> Problem:
     return Problem(
-        code=code, kind="run", id=run.run_id, path=path, message=message, experiments=(run.experiment_id,), runs=(run.run_id,)
+        code=code,
+        kind=owner.kind,
+        id=owner.id,
+        path=path,
+        message=message,
+        experiments=KINDS[owner.kind].experiments(owner.record),
+        runs=(owner.id,) if owner.kind == "run" else (),
     )
 
 
 def _tasks(listing: _Listing, blob_bytes: int) -> Iterator[_Task]:
-    """The files of a run as tasks; at least one, so that every run is seen."""
+    """The files of an entity as tasks; at least one, so that every entity is seen."""
     tasks: list[_Task] = []
     small: list[FileInfo] = []
     size = 0
@@ -124,10 +172,14 @@ def _tasks(listing: _Listing, blob_bytes: int) -> Iterator[_Task]:
     return iter(tasks)
 
 
+def _nothing_to_read(task: _Task) -> tuple[_Task, list[_Content]] | None:
+    """The result of a task without small files."""
+    return (task, []) if task.large or not task.files else None
+
+
 def _read(task: _Task) -> tuple[_Task, list[_Content]]:
     """Read the small files of a task; runs in a thread."""
-    files = [] if task.large else task.files
-    return task, [_guarded(task.listing, info, partial(_read_whole, info)) for info in files]
+    return task, [_guarded(task.listing, info, partial(_read_whole, info)) for info in task.files]
 
 
 def _read_whole(info: FileInfo, stream: BinaryIO) -> _Content:
@@ -195,8 +247,8 @@ def _guarded(listing: _Listing, info: FileInfo, use: Callable[[BinaryIO], _Conte
     except BundleError as error:
         if _fatal(error):
             raise
-        message = f"file {info.path!r} of run {listing.run.run_id}: {error.message}"
-        return _Content(info, problem=_problem("artifact-unreadable", listing.run, info.path, message))
+        message = f"file {info.path!r} of {listing.owner.text}: {error.message}"
+        return _Content(info, problem=_problem("artifact-unreadable", listing.owner, info.path, message))
 
 
 def _fatal(error: BundleError) -> bool:

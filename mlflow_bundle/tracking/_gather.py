@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
 
 from mlflow_bundle._codec import decode_record, encode
 from mlflow_bundle._spool import LineSpool
-from mlflow_bundle.entities import LoggedModel, ModelVersion, Record, RegisteredModel, Run
+from mlflow_bundle.entities import Experiment, LoggedModel, ModelVersion, Record, RegisteredModel, Run
 from mlflow_bundle.errors import NotFoundError
 from mlflow_bundle.kinds import KINDS, Kind, order_key, record_id
 from mlflow_bundle.tracking._port import EntityQuery, MlflowSource
-from mlflow_bundle.tracking._select import Selection
+from mlflow_bundle.tracking._select import Selected, Selection, select
 
-__all__ = ["Gathered", "Needed", "gather", "needed_by_models"]
+__all__ = ["Collected", "Gathered", "collect"]
 
 _FIRST: Final = ("experiment", "run")
 #: Kinds that belong to an entity of another kind, and go wherever that goes.
@@ -88,10 +88,56 @@ class Gathered:
         """The experiments that records name."""
         return set(self.wanted["experiment"])
 
+    def dangling(self, ids: Mapping[str, Sequence[str]]) -> list[str]:
+        """A sentence for each kind that records name and that is not among ``ids``: it was deleted, or is not selected."""
+        notes = []
+        for kind, names in self.wanted.items():
+            missing = names.difference(ids[kind]) if kind in ids else names
+            if missing:
+                notes.append(
+                    f"{len(missing):,} {kind.replace('_', ' ')} ids that records name are not in the snapshot: they were"
+                    f" deleted, or are not selected (for example {min(missing)})"
+                )
+        return notes
+
     def close(self) -> None:
         """Remove the temporary files."""
         for spool in self._spools.values():
             spool.close()
+
+
+class Collected(NamedTuple):
+    """What a selection means at a source: experiments and runs, and what goes along."""
+
+    selected: Selected
+    gathered: Gathered
+
+    def experiments(self) -> list[Experiment]:
+        """The experiments of the selection and those that its entities are in."""
+        wanted = {experiment.experiment_id for experiment in self.selected.experiments} | self.gathered.experiment_ids()
+        return [experiment for experiment in self.selected.known if experiment.experiment_id in wanted]
+
+
+def collect(source: MlflowSource, selection: Selection, *, progress: Callable[[int], object] = lambda _: None) -> Collected:
+    """Find everything that a selection means, in the order that a source which is being written to needs.
+
+    Raises:
+        NotFoundError: something that was named does not exist.
+    """
+    if selection.whole:
+        gathered = gather(source, selection, experiment_ids=None, run_ids=None, needed=None, progress=progress)
+        return Collected(select(source, selection), gathered)
+    needed = needed_by_models(source, selection)
+    selected = select(source, selection, needed=needed.runs if needed else ())
+    gathered = gather(
+        source,
+        selection,
+        experiment_ids=[experiment.experiment_id for experiment in selected.named],
+        run_ids=selected.narrowed,
+        needed=needed,
+        progress=progress,
+    )
+    return Collected(selected, gathered)
 
 
 class Needed:

@@ -10,30 +10,32 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 
 from mlflow_bundle._base import Base
-from mlflow_bundle._codec import decode_record, encode
 from mlflow_bundle._limits import DEFAULT_LIMITS, WRITER_TARGETS, Limits, Targets
 from mlflow_bundle._manifest import Committed, ensure_marker, snapshots
 from mlflow_bundle._packer import Packer
 from mlflow_bundle._parallel import prefetch
 from mlflow_bundle._shards import Cutter
-from mlflow_bundle._spool import LineSpool
 from mlflow_bundle._storage import Storage, open_storage
 from mlflow_bundle.errors import IncompleteError, UsageError
-from mlflow_bundle.records import Problem, Run, Scope, Snapshot
+from mlflow_bundle.records import KINDS, Problem, Run, Scope, Snapshot
 from mlflow_bundle.tracking._connect import connect_source, resolve_tracking_uri
-from mlflow_bundle.tracking._files import pack_files
-from mlflow_bundle.tracking._port import MlflowSource
-from mlflow_bundle.tracking._select import Lifecycle, Moment, Selection, select
+from mlflow_bundle.tracking._files import Located, pack_files
+from mlflow_bundle.tracking._gather import Collected, collect
+from mlflow_bundle.tracking._port import ROW_SCHEMAS, MlflowSource
+from mlflow_bundle.tracking._select import Lifecycle, Moment, Selection
 from mlflow_bundle.tracking.artifacts._local import local_path
 
 __all__ = ["PackReport", "pack"]
 
 _OWNERS: Final = 500
+#: Logged models or traces whose rows are asked for at once.
+_OWNED: Final = 1_000
+_FILES: Final = "files/1"
 _SUFFIX: Final = ".mlbundle"
 
 
@@ -67,6 +69,9 @@ def pack(
     until: Moment | None = None,
     lifecycle: Lifecycle = "all",
     descendants: bool = False,
+    model: str | Sequence[str] | None = None,
+    prompt: str | Sequence[str] | None = None,
+    logged_model: str | Sequence[str] | None = None,
     allow_partial: bool = False,
     full: bool = False,
     storage_options: Mapping[str, Any] | None = None,
@@ -77,11 +82,16 @@ def pack(
     targets: Targets = WRITER_TARGETS,
     limits: Limits = DEFAULT_LIMITS,
 ) -> PackReport:
-    """Archive experiments and runs of an MLflow server or database as one more snapshot of a bundle.
+    """Archive what an MLflow server or database holds, or a selection of it, as one more snapshot of a bundle.
 
     ``experiment`` is a name, an id, a glob over names, or several; nothing means everything. ``run``, ``filter`` (an MLflow
     filter string), ``since`` and ``until`` (start times, both inclusive; UTC unless they say otherwise) and
     ``lifecycle`` narrow the runs. The ancestors of a selected run are selected too, its ``descendants`` on request.
+
+    With an experiment go its logged models, traces, evaluation datasets, scorers, label schemas, review queues and issues; with
+    selected runs their logged models and traces. ``model`` and ``prompt`` (``NAME``, ``NAME/VERSION`` or ``NAME@ALIAS``) and
+    ``logged_model`` (an id) take along the logged models, runs and experiments that they come from, and nothing else. What
+    belongs to no experiment, such as the registry or the gateway, goes along where nothing is selected.
 
     ``bundle`` is a path or any fsspec URL with ``storage_options``; a name ending in ``.zip`` is the one-file form. Without
     one it is ``./<experiment>.mlbundle``. An existing bundle gets one more snapshot, and only what is new is
@@ -103,6 +113,9 @@ def pack(
         until=until,
         lifecycle=lifecycle,
         descendants=descendants,
+        model=model,
+        prompt=prompt,
+        logged_model=logged_model,
     )
     uri = resolve_tracking_uri(tracking_uri)
     place = os.fspath(bundle) if bundle is not None else _default_place(selection)
@@ -118,7 +131,10 @@ def pack(
                 )
             )
         )
-        selected = select(source, selection)
+        entities = callback.branched("entities", "")
+        found = collect(source, selection, progress=entities.relative_update)
+        entities.close()
+        stack.callback(found.gathered.close)
         storage = stack.enter_context(closing(open_storage(place, storage_options=storage_options, create=True)))
         marker = ensure_marker(storage)
         parent = _parent(storage, selection.scope(), source, limits)
@@ -127,11 +143,11 @@ def pack(
         packer = Packer(storage, marker, base=base, targets=targets, limits=limits)
         stack.callback(packer.close)
         work = _Work(source, packer, callback, targets, workers)
-        for record in selected.experiments:
-            packer.add(record)
-        work.runs(selected.runs)
+        work.records(found)
         work.series(reuse=base is not None)
+        work.rows()
         work.files()
+        work.problems += source.problems()
         _refuse_partial(work.problems, allow_partial=allow_partial)
         committed = packer.commit(
             created_at=max(time.time_ns() // 1_000_000, newest.snapshot.created_at + 1 if newest else 0),
@@ -176,23 +192,51 @@ class _Work:
     def __init__(self, source: MlflowSource, packer: Packer, callback: Callback, targets: Targets, workers: int) -> None:
         self._source, self._packer, self._callback = source, packer, callback
         self._targets, self._workers = targets, workers
-        self._located = LineSpool()
+        self._located = Located()
         self._absent_roots: dict[str, int] = {}
         self.problems: list[Problem] = []
         self.notes: list[str] = []
 
-    def runs(self, runs: Iterator[Run]) -> None:
-        """Take the records; keep, on disk, where the files of each run lie."""
+    def records(self, found: Collected) -> None:
+        """Take the records of all kinds, the runs as they come from the source; keep, on disk, where their files lie."""
         progress = self._callback.branched("runs", "")
-        for run in runs:
+        for run in found.selected.runs:
             self._packer.add(run)
-            self._located.add(encode(Run(run_id=run.run_id, experiment_id=run.experiment_id, artifact_uri=run.artifact_uri)))
+            self._located.add(run)
+            found.gathered.run(run)
             progress.relative_update()
+        progress.close()
+        found.gathered.fetch_models(self._source)
+        for experiment in found.experiments():
+            self._packer.add(experiment)
+        for kind in found.gathered.kinds():
+            has_files = _FILES in KINDS[kind].tables
+            for record in found.gathered.records(kind):
+                self._packer.add(record)
+                if has_files:
+                    self._located.add(record)
+        self.notes += found.gathered.dangling(self._packer.ids)
+
+    def rows(self) -> None:
+        """Take the metrics of logged models and the spans of traces."""
+        for kind in KINDS.values():
+            for table in kind.tables:
+                if table in ROW_SCHEMAS:
+                    self._rows(kind.name, table)
+
+    def _rows(self, kind: str, table: str) -> None:
+        ids = self._packer.ids[kind]
+        progress = self._callback.branched(table.partition("/")[0], "")
+        for first in range(0, len(ids), _OWNED):
+            for rows in prefetch(self._source.rows(table, list(ids[first : first + _OWNED]))):
+                self._packer.add_rows(table, rows, first=first)
+                progress.relative_update(rows.num_rows)
+        self._packer.end_rows(table)
         progress.close()
 
     def series(self, *, reuse: bool) -> None:
         """Take all metric points; those of an unchanged object of the base are not read where their number is known."""
-        ids = self._packer.run_ids
+        ids = self._packer.ids["run"]
         counts = self._source.metric_counts(ids)
         progress = self._callback.branched("points", "")
         if counts is not None:
@@ -210,7 +254,7 @@ class _Work:
 
     def _groups(self, counts: Sequence[int] | None) -> Iterator[tuple[int, int]]:
         """Ranges of runs to read together: the coming objects where the counts are known, else a fixed number."""
-        ids = self._packer.run_ids
+        ids = self._packer.ids["run"]
         if counts is None:
             yield from ((first, min(first + _OWNERS, len(ids))) for first in range(0, len(ids), _OWNERS))
             return
@@ -223,23 +267,22 @@ class _Work:
             yield first, len(ids)
 
     def files(self) -> None:
-        """List and store the files of all runs."""
+        """List and store the files of all runs, logged models, model versions and traces."""
         progress = self._callback.branched("files", "")
-        located = (cast("Run", decode_record(line, "run", name="spool")) for line in self._located.lines())
         with ThreadPoolExecutor(self._workers, thread_name_prefix="mlflow-bundle") as executor:
             packed = pack_files(
                 self._source,
-                located,
+                self._located.owners(),
                 self._packer,
                 executor,
                 workers=self._workers,
                 blob_bytes=self._targets.blob_bytes,
             )
-            for run, rows, problems in packed:
+            for owner, rows, problems in packed:
                 self.problems += problems
                 progress.relative_update(len(rows))
-                if not rows and not problems:
-                    self._look_for_root(run)
+                if not rows and not problems and isinstance(owner.record, Run):
+                    self._look_for_root(owner.record)
         self._located.close()
         progress.close()
         for root, count in self._absent_roots.items():

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from copy import copy
 from threading import Lock
 from typing import Any, BinaryIO, Final, TypeVar, cast
 
@@ -34,6 +35,7 @@ _RETRIES: Final = 5
 _BACKOFF: Final = 1
 _STREAM_BUFFER: Final = 1 << 20
 _MESSAGE_CHARS: Final = 500
+_WORKSPACE: Final = "X-MLFLOW-WORKSPACE"
 _JSON: Final = {"Content-Type": "application/json"}
 _NO_SERVER: Final = re.compile(
     r"(?![a-z][a-z0-9+.-]+:|databricks)|(file|sqlite|postgres|mysql|mssql)[a-z0-9+]*:", re.IGNORECASE
@@ -97,6 +99,13 @@ class RestClient:
         self._host_creds = store.get_host_creds
         self._version: str | None = None
         self._lock = Lock()
+        self._headers: dict[str, str] = {}
+
+    def in_workspace(self, name: str) -> RestClient:
+        """A client of the same server whose requests are about one of its workspaces."""
+        other = copy(self)
+        other._headers = {_WORKSPACE: name}  # noqa: SLF001 - its own class
+        return other
 
     def version(self) -> str:
         """The release of the server as it says itself, empty where it does not say (releases before 2.0, Databricks).
@@ -128,6 +137,16 @@ class RestClient:
         retries = None if retry else 0
         return self._decode(self._send(method, path, retries=retries, data=content, extra_headers=_JSON), answer)
 
+    def get_bytes(self, path: str, params: Params | None = None, *, retries: int | None = None) -> bytes:
+        """GET a body as it is. ``retries`` is how often a server that fails is asked again (None: the default)."""
+        content: bytes = self._send("GET", path, params=params, retries=retries).content
+        return content
+
+    def post_bytes(self, path: str, body: bytes, *, headers: Mapping[str, str], retries: int | None = None) -> bytes:
+        """POST a body as it is with its own headers, among them the type of its content."""
+        content: bytes = self._send("POST", path, data=body, extra_headers=dict(headers), retries=retries).content
+        return content
+
     @contextmanager
     def _opened(self, path: str, params: Params | None) -> Iterator[BinaryIO]:
         response = self._send("GET", path, params=params, stream=True)
@@ -154,6 +173,8 @@ class RestClient:
         if retries is None and not MLFLOW_HTTP_REQUEST_MAX_RETRIES.is_set():
             retries = _RETRIES
         backoff = None if MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR.is_set() else _BACKOFF
+        if self._headers:
+            options["extra_headers"] = {**options.get("extra_headers", {}), **self._headers}
         try:
             response: requests.Response = http_request(
                 self._host_creds(), path, method, max_retries=retries, backoff_factor=backoff, raise_on_status=False, **options

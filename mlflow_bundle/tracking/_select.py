@@ -155,7 +155,7 @@ def _day(text: str) -> date | None:
         return None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Selected:
     """What a selection means at a source. ``runs`` can be iterated once, in archive order. ``run_ids`` are their ids, None
     where everything is selected; ``known`` are all

@@ -20,10 +20,10 @@ from mlflow_bundle.records import Problem, Run
 from mlflow_bundle.tracking._archive import ArchiveSource
 from mlflow_bundle.tracking._connect import connect_target, resolve_tracking_uri
 from mlflow_bundle.tracking._entities import EntityOutcome, EntityRestore, entity_problems
-from mlflow_bundle.tracking._gather import Gathered, gather, needed_by_models
+from mlflow_bundle.tracking._gather import Gathered, collect
 from mlflow_bundle.tracking._plan import Action, Plan, make_plan
 from mlflow_bundle.tracking._port import IdMap, MlflowTarget, PlannedRun, RestoreOptions, RunResult
-from mlflow_bundle.tracking._select import Lifecycle, Moment, Selection, select
+from mlflow_bundle.tracking._select import Lifecycle, Moment, Selection
 
 __all__ = ["EntityOutcome", "ExperimentOutcome", "UnpackReport", "unpack"]
 
@@ -137,16 +137,11 @@ def unpack(
     with ExitStack() as stack:
         archive = stack.enter_context(open_bundle(bundle, snapshot=snapshot, storage_options=storage_options, limits=limits))
         source = ArchiveSource(archive)
-        needed = needed_by_models(source, selection)
-        selected = select(source, selection, needed=needed.runs if needed else ())
-        gathered = gather(
-            source,
-            selection,
-            experiment_ids=[found.experiment_id for found in selected.named],
-            run_ids=selected.narrowed,
-            needed=needed,
-        )
+        found = collect(source, selection)
+        gathered = found.gathered
         stack.callback(gathered.close)
+        selected = found.selected
+        selected.experiments = found.experiments()
         target = stack.enter_context(
             closing(
                 connect_target(
@@ -346,10 +341,7 @@ class _Restore:
         notes = [
             *plan.notes,
             *target.notes,
-            *(
-                f"{note} ({count:,} times)" if count > 1 else note
-                for note, count in noted.items()
-            ),
+            *(f"{note} ({count:,} times)" if count > 1 else note for note, count in noted.items()),
         ]
         return UnpackReport(
             bundle=self._archive.url,

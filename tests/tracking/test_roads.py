@@ -162,7 +162,7 @@ def test_reading_a_server_equals_reading_its_database(source: tuple[MlflowServer
     with bundle.open(tmp_path / "rest") as rest, bundle.open(tmp_path / "db") as database:
         assert rest.snapshot.counts == database.snapshot.counts
         assert rest.snapshot.counts["metric_point"] == content.point_count
-        left, right = rest._view, database._view
+        left, right = rest._reader.view("run"), database._view
         for column in ("run_id", "metric_digest", "file_digest", "params", "tags", "latest_metrics", "start_time", "end_time"):
             assert left[column].to_pylist().__repr__() == right[column].to_pylist().__repr__(), column
         hidden = {"deleted_time", "source_type", "source_name", "entry_point_name", "source_version"}
@@ -182,7 +182,7 @@ def _content_of(place: Path | str, **options: Any) -> dict[str, Any]:
             run_id: next((t.value for t in run.tags if t.key == "mlflow_bundle.source.run_id"), run_id)
             for run_id, run in runs.items()
         }
-        view = archive._view
+        view = archive._reader.view("run")
         digests = {
             run: (metric, files)
             for run, metric, files in zip(

@@ -20,7 +20,7 @@ from mlflow_bundle.tracking.database._connection import Column, Connection, lite
 from mlflow_bundle.tracking.database._entities import CHILD_FORMS, ENTITIES, LOGGED_MODEL_STATUS, Child, Entity, Form
 from mlflow_bundle.tracking.database._traces_read import EXTRA_COLUMNS, complete_trace
 
-__all__ = ["EntityReader"]
+__all__ = ["WRAPPER", "EntityReader", "unwrapped"]
 
 _BATCH: Final = 1_000
 _ARROW: Final[Mapping[Form, pa.DataType]] = {
@@ -179,6 +179,8 @@ class EntityReader:
                 fields[child.field] = children[child.field].get(identity, ())
             if entity.kind == "trace":
                 complete_trace(fields, {name[1:]: value for name, value in row.items() if name[0] == "+"})
+            if entity.kind == "dataset_record" and "outputs" in fields:
+                fields["outputs"] = unwrapped(fields["outputs"])
             if entity.kind == "logged_model" and "status" in fields:
                 fields["status"] = LOGGED_MODEL_STATUS.get(fields["status"], str(fields["status"]))
             records[identity] = entity.type(**fields)
@@ -283,6 +285,15 @@ class EntityReader:
         if form == "flag" and not sqlite:
             return f"CAST({column} AS INT)"
         return column if sqlite else f"CAST({column} AS BIGINT)"
+
+
+#: MLflow keeps the outputs of a record inside an object with this one member.
+WRAPPER: Final = '{"mlflow_wrapped": '
+
+
+def unwrapped(outputs: str) -> str:
+    """The JSON text of the outputs of a dataset record as every API shows them."""
+    return outputs[len(WRAPPER) : -1] if outputs.startswith(WRAPPER) and outputs.endswith("}") else outputs
 
 
 def _metadata(text: str | None) -> tuple[e.KeyValue, ...]:

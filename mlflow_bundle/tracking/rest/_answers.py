@@ -8,10 +8,11 @@ from typing import Final, Literal, TypeVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from mlflow_bundle.entities import ModelInput, ModelOutput
 from mlflow_bundle.records import Dataset, DatasetInput, Experiment, KeyValue, Run
 from mlflow_bundle.tracking._rest import API, RestClient
 
-__all__ = ["OneRun", "RunAnswer", "RunPage", "SearchRuns", "chunks", "experiments", "get_run", "search_runs"]
+__all__ = ["OneRun", "RunAnswer", "RunPage", "SearchRuns", "chunks", "experiments", "get_run", "model_inputs", "search_runs"]
 
 _EXPERIMENTS_PER_PAGE: Final = 1_000
 
@@ -64,6 +65,19 @@ class _DatasetInput(msgspec.Struct):
 
 class _Inputs(msgspec.Struct):
     dataset_inputs: tuple[_DatasetInput, ...] = ()
+    model_inputs: tuple[ModelInput, ...] = ()
+
+
+class _Outputs(msgspec.Struct):
+    model_outputs: tuple[ModelOutput, ...] = ()
+
+
+class _OnlyInputs(msgspec.Struct):
+    inputs: _Inputs = msgspec.field(default_factory=_Inputs)
+
+
+class _InputsOfRun(msgspec.Struct):
+    run: _OnlyInputs
 
 
 class RunAnswer(msgspec.Struct):
@@ -72,6 +86,7 @@ class RunAnswer(msgspec.Struct):
     info: _RunInfo = msgspec.field(default_factory=_RunInfo)
     data: _RunData = msgspec.field(default_factory=_RunData)
     inputs: _Inputs = msgspec.field(default_factory=_Inputs)
+    outputs: _Outputs = msgspec.field(default_factory=_Outputs)
 
     @property
     def run_id(self) -> str:
@@ -86,7 +101,10 @@ class RunAnswer(msgspec.Struct):
         return next((tag.value for tag in self.data.tags if tag.key == key), None)
 
     def record(self) -> Run:
-        """The run as a record: params, tags and input tags by key, inputs by name and digest."""
+        """The run as a record: params, tags and input tags by key, inputs by name and digest, models by id.
+
+        A search does not tell ``model_inputs``: see ``model_inputs``.
+        """
         info = self.info
         return Run(
             run_id=self.run_id,
@@ -101,6 +119,8 @@ class RunAnswer(msgspec.Struct):
             params=_pairs(self.data.params),
             tags=_pairs(self.data.tags),
             inputs=_inputs(self.inputs.dataset_inputs),
+            model_inputs=_by_id(self.inputs.model_inputs),
+            model_outputs=tuple(sorted(self.outputs.model_outputs, key=lambda link: (link.model_id, link.step))),
         )
 
 
@@ -147,6 +167,10 @@ def _inputs(inputs: Sequence[_DatasetInput]) -> tuple[DatasetInput, ...]:
     )
 
 
+def _by_id(links: Sequence[ModelInput]) -> tuple[ModelInput, ...]:
+    return tuple(sorted(links, key=lambda link: link.model_id))
+
+
 class SearchRuns(msgspec.Struct, omit_defaults=True):
     """The body of ``runs/search``."""
 
@@ -172,6 +196,12 @@ def get_run(client: RestClient, run_id: str) -> RunAnswer:
     """
     answer: OneRun = client.get_json(f"{API}runs/get", {"run_id": run_id}, answer=OneRun)
     return answer.run
+
+
+def model_inputs(client: RestClient, run_id: str) -> tuple[ModelInput, ...]:
+    """The logged models that a run read, sorted by id."""
+    answer: _InputsOfRun = client.get_json(f"{API}runs/get", {"run_id": run_id}, answer=_InputsOfRun)
+    return _by_id(answer.run.inputs.model_inputs)
 
 
 def experiments(client: RestClient) -> Iterator[Experiment]:

@@ -7,7 +7,7 @@ It orders by run, so in an answer of that size all runs but the last are whole; 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -57,8 +57,9 @@ class _Points(msgspec.Struct):
 
 
 class _Task(NamedTuple):
-    """One key of some runs; ``owners`` are their positions in what was asked for."""
+    """One key of some runs of one client; ``owners`` are their positions in what was asked for."""
 
+    client: RestClient
     run_ids: Sequence[str]
     key: str
     owners: list[int]
@@ -110,10 +111,14 @@ class _Group:
 
 
 class HistoryReader:
-    """Reads metric histories with ``threads`` requests at a time. What it learns about lengths makes later calls quicker."""
+    """Reads metric histories with ``threads`` requests at a time. What it learns about lengths makes later calls quicker.
 
-    def __init__(self, client: RestClient, *, threads: int = 4) -> None:
-        self._client = client
+    ``client_of`` says who is asked about a run, where that is not always ``client``: a server with workspaces shows each run
+    in one of them only.
+    """
+
+    def __init__(self, client: RestClient, *, threads: int = 4, client_of: Callable[[str], RestClient] | None = None) -> None:
+        self._client_of = client_of or (lambda _: client)
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="mlflow-bundle-history")
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="mlflow-bundle-ahead")
         self._window = 2 * threads
@@ -160,19 +165,21 @@ class HistoryReader:
 
     def _tasks(self, group: _Group, run_ids: Sequence[str], keys: Sequence[Sequence[str]]) -> Iterator[_Task]:
         """The requests of a group, key by key, made as late as possible: group and lengths are better known by then."""
-        having: dict[str, list[int]] = {}
+        having: dict[tuple[str, int], list[int]] = {}
+        clients = {id(client): client for client in (self._client_of(run_ids[owner]) for owner in group.owners)}
         for owner in group.owners:
+            client_id = id(self._client_of(run_ids[owner]))
             for key in keys[owner]:
-                having.setdefault(key, []).append(owner)
-        for key in sorted(having):
+                having.setdefault((key, client_id), []).append(owner)
+        for key, client_id in sorted(having):
             start = 0
-            owners = having.pop(key)
+            owners = having.pop((key, client_id))
             while start < len(owners):
                 size = self._chunk(key)
                 kept = [owner for owner in owners[start : start + size] if owner <= group.owners[-1]]
                 start += size
                 if kept:
-                    yield _Task(run_ids, key, kept)
+                    yield _Task(clients[client_id], run_ids, key, kept)
 
     def _chunk(self, key: str) -> int:
         """How many runs to ask for at once, so that the answer stays below the cap and the URL short."""
@@ -187,60 +194,62 @@ class HistoryReader:
         points: list[_Point] = []
         while left:
             if not self._bulk or self._points.get(task.key, 0) >= _BULK_POINTS:
-                points += self._paged(left.popleft(), task.key)
+                points += _paged(task.client, left.popleft(), task.key)
                 continue
             asked = [left.popleft() for _ in range(min(self._chunk(task.key), len(left)))]
-            whole, rest = self._ask_bulk(asked, task.key)
+            whole, rest = self._ask_bulk(task.client, asked, task.key)
             points += whole
             left.extendleft(reversed(rest))
         mean = max(len(points) / len(task.owners), 1.0)
         self._points[task.key] = self._typical_points = mean
         return _columns(task.key, points, owner_of)
 
-    def _ask_bulk(self, run_ids: list[str], key: str) -> tuple[list[_Point], list[str]]:
+    def _ask_bulk(self, client: RestClient, run_ids: list[str], key: str) -> tuple[list[_Point], list[str]]:
         """The whole histories in one bulk answer, and the runs that must be asked for again."""
         try:
-            answer: _Points = self._client.get_json(_BULK, {"run_id": run_ids, "metric_key": key}, answer=_Points)
+            answer: _Points = client.get_json(_BULK, {"run_id": run_ids, "metric_key": key}, answer=_Points)
         except RefusedError as error:
             self._bulk = self._bulk and not error.endpoint_missing
             # A refusal of many runs does not say which; asking for each does.
-            return [point for run_id in run_ids for point in self._paged(run_id, key)], []
+            return [point for run_id in run_ids for point in _paged(client, run_id, key)], []
         blocks = [(run_id, list(points)) for run_id, points in groupby(answer.metrics, key=lambda point: point.run_id)]
         if len(answer.metrics) >= _BULK_POINTS:
             self._points[key] = len(answer.metrics) / len(blocks)
             cut, _ = blocks.pop()
-            blocks.append((cut, self._paged(cut, key)))
+            blocks.append((cut, _paged(client, cut, key)))
         elif len(blocks) < len(run_ids):
             # The run has this key, so an answer without points hides something: a run that is gone, or no permission.
             present = {run_id for run_id, _ in blocks}
-            blocks += [(run_id, self._paged(run_id, key)) for run_id in run_ids if run_id not in present]
+            blocks += [(run_id, _paged(client, run_id, key)) for run_id in run_ids if run_id not in present]
         read = {run_id for run_id, _ in blocks}
         return [point for _, points in blocks for point in points], [run_id for run_id in run_ids if run_id not in read]
 
-    def _paged(self, run_id: str, key: str) -> list[_Point]:
-        """One history, page by page. Servers that know no pages answer everything at once."""
-        points: list[_Point] = []
-        params: dict[str, str | int] = {"run_id": run_id, "metric_key": key, "max_results": _PAGE_POINTS}
-        while True:
-            answer: _Points = self._client.get_json(f"{API}metrics/get-history", params, answer=_Points)
-            border = points[-1:] + list(answer.metrics[:1])
-            if len(border) == 2 and _same(*border):
-                # Pages are cut by position: equal neighbours mean that points moved, or that a tie was cut.
-                return self._unpaged(run_id, key)
-            points += answer.metrics
-            if not answer.next_page_token:
-                break
-            params["page_token"] = answer.next_page_token
-        for point in points:
-            point.run_id = run_id
-        return points
 
-    def _unpaged(self, run_id: str, key: str) -> list[_Point]:
-        params = {"run_id": run_id, "metric_key": key}
-        answer: _Points = self._client.get_json(f"{API}metrics/get-history", params, answer=_Points)
-        for point in answer.metrics:
-            point.run_id = run_id
-        return list(answer.metrics)
+def _paged(client: RestClient, run_id: str, key: str) -> list[_Point]:
+    """One history, page by page. Servers that know no pages answer everything at once."""
+    points: list[_Point] = []
+    params: dict[str, str | int] = {"run_id": run_id, "metric_key": key, "max_results": _PAGE_POINTS}
+    while True:
+        answer: _Points = client.get_json(f"{API}metrics/get-history", params, answer=_Points)
+        border = points[-1:] + list(answer.metrics[:1])
+        if len(border) == 2 and _same(*border):
+            # Pages are cut by position: equal neighbours mean that points moved, or that a tie was cut.
+            return _unpaged(client, run_id, key)
+        points += answer.metrics
+        if not answer.next_page_token:
+            break
+        params["page_token"] = answer.next_page_token
+    for point in points:
+        point.run_id = run_id
+    return points
+
+
+def _unpaged(client: RestClient, run_id: str, key: str) -> list[_Point]:
+    params = {"run_id": run_id, "metric_key": key}
+    answer: _Points = client.get_json(f"{API}metrics/get-history", params, answer=_Points)
+    for point in answer.metrics:
+        point.run_id = run_id
+    return list(answer.metrics)
 
 
 def _same(one: _Point, other: _Point) -> bool:

@@ -1,4 +1,4 @@
-"""A tracking server as a source: experiments, runs, metric histories and files by REST."""
+"""A tracking server as a source: experiments, runs, metric histories and files by REST; the other kinds by their readers."""
 
 from __future__ import annotations
 
@@ -13,12 +13,24 @@ import pyarrow as pa
 from msgspec import UNSET
 
 from mlflow_bundle._parallel import bounded_map
+from mlflow_bundle.entities import LoggedModel, ModelVersion, Trace
 from mlflow_bundle.errors import NotFoundError, ServerError, UsageError
-from mlflow_bundle.records import Experiment, Run, Source, order_key
-from mlflow_bundle.tracking._port import ArtifactStore, RunQuery
+from mlflow_bundle.records import Experiment, Problem, Record, Run, Source, order_key, record_id
+from mlflow_bundle.tracking._port import ArtifactStore, EntityQuery, RunQuery
 from mlflow_bundle.tracking._rest import RefusedError, RestClient
 from mlflow_bundle.tracking.artifacts import artifact_store
-from mlflow_bundle.tracking.rest._answers import RunAnswer, RunPage, SearchRuns, chunks, experiments, get_run, search_runs
+from mlflow_bundle.tracking.artifacts._own import NoArtifacts, own_location
+from mlflow_bundle.tracking.rest._answers import (
+    RunAnswer,
+    RunPage,
+    SearchRuns,
+    chunks,
+    get_run,
+    model_inputs,
+    search_runs,
+)
+from mlflow_bundle.tracking.rest._entities_read import EntityReader
+from mlflow_bundle.tracking.rest._features import SourceServer
 from mlflow_bundle.tracking.rest._history import HistoryReader, prefetched
 
 __all__ = ["RestSource"]
@@ -64,22 +76,26 @@ class RestSource:
     ) -> None:
         threads = jobs or _JOBS
         self._client = RestClient(tracking_uri)
+        self._server = SourceServer(self._client, threads=threads)
         self._artifacts_destination = artifacts_destination
         self._storage_options = storage_options
         self._threads = threads
-        self._description = Source(kind="rest", uri=self._client.uri, version=self._client.version(), absent=_ABSENT)
+        self._version = self._client.version()
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="mlflow-bundle-rest")
-        self._histories = HistoryReader(self._client, threads=threads)
+        self._histories = HistoryReader(self._client, threads=threads, client_of=self._client_of_run)
+        #: Who is asked about a run, on a server with several workspaces.
+        self._run_homes: dict[str, RestClient] = {}
         self._metric_keys: dict[str, tuple[str, ...]] = {}
         self._key_sets: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self._entities = EntityReader(self._server, self._open_store)
 
     @property
     def description(self) -> Source:
-        return self._description
+        return Source(kind="rest", uri=self._client.uri, version=self._version, absent=(*_ABSENT, *self._entities.absent))
 
     def experiments(self) -> list[Experiment]:
-        """Every experiment, active and deleted, in archive order."""
-        return sorted(experiments(self._client), key=order_key)
+        """Every experiment of every workspace, active and deleted, in archive order."""
+        return sorted(self._server.experiments(), key=order_key)
 
     def runs(self, query: RunQuery) -> Iterator[list[Run]]:
         """The runs that match, in archive order over all experiments, in batches of at most 500.
@@ -91,24 +107,23 @@ class RestSource:
         if query.run_ids is not None:
             merged: Iterable[Run] = sorted(self._selected(ids, query, query.run_ids), key=order_key)
         else:
-            groups = max(min(self._threads, len(ids)), -(-len(ids) // _EXPERIMENTS_PER_SEARCH))
-            pages = [prefetched(self._executor, self._in_order(ids[start::groups], query)) for start in range(groups)]
+            pages = [prefetched(self._executor, self._in_order(some, query)) for some in self._side_by_side(ids)]
             merged = heapq.merge(*(chain.from_iterable(stream) for stream in pages), key=order_key)
         batch: list[Run] = []
         for run in merged:
             batch.append(run)
             if len(batch) == _RUNS_PER_PAGE:
-                yield batch
+                yield self._complete(batch)
                 batch = []
         if batch:
-            yield batch
+            yield self._complete(batch)
 
     def runs_by_id(self, run_ids: Sequence[str]) -> list[Run]:
         """These runs as far as they exist, in archive order."""
         wanted = list(dict.fromkeys(run_ids))
         if len(wanted) <= _FEW_RUNS:
             return sorted(self._one_by_one(wanted), key=order_key)
-        return sorted(self._selected(self._experiment_ids(), RunQuery(), wanted), key=order_key)
+        return self._complete(sorted(self._selected(self._experiment_ids(), RunQuery(), wanted), key=order_key))
 
     def children(self, run_ids: Sequence[str]) -> list[Run]:
         """The runs whose ``mlflow.parentRunId`` tag names one of these, in archive order."""
@@ -121,11 +136,12 @@ class RestSource:
         searches = [
             SearchRuns(group, filter=text, run_view_type="ALL", max_results=_RUNS_PER_PAGE, order_by=_BY_START)
             for text in filters
-            for group in chunks(ids, _EXPERIMENTS_PER_SEARCH)
+            for _, home in self._server.by_home(ids)
+            for group in chunks(home, _EXPERIMENTS_PER_SEARCH)
         ]
         answers = chain.from_iterable(self._map(self._all_pages, searches))
         found = {run.run_id: run for run in answers if run.tag(_PARENT) in parents}
-        return sorted((self._record(run) for run in found.values()), key=order_key)
+        return self._complete(sorted((self._record(run) for run in found.values()), key=order_key))
 
     def metric_counts(self, run_ids: Sequence[str]) -> None:
         """None: a server does not tell the length of a history."""
@@ -145,31 +161,86 @@ class RestSource:
             raise NotFoundError(f"the run {error.args[0]} is not on the MLflow server {self._client.uri}") from None
         return self._histories.tables(run_ids, keys)
 
-    def artifacts(self, run: Run) -> ArtifactStore:
-        """The files of a run, through the server or where its artifact URI points."""
+    def artifacts(self, record: Record) -> ArtifactStore:
+        """The files of a run, logged model, trace or model version, through the server or where its location points."""
+        client = self._client
+        if isinstance(record, ModelVersion):
+            location = own_location(record)
+            if location is None:
+                return NoArtifacts()
+            client = self._server.workspace(record.workspace).client
+        else:
+            assert isinstance(record, Run | LoggedModel | Trace)
+            location = record.artifact_uri or ""
+            client = self._home(record.experiment_id)
+        return self._open_store(location, record_id(record), client)
+
+    def _open_store(self, location: str, identity: str, client: RestClient | None = None) -> ArtifactStore:
         return artifact_store(
-            run.artifact_uri or "",
-            client=self._client,
-            run_id=run.run_id,
+            location,
+            client=client or self._client,
+            run_id=identity,
             artifacts_destination=self._artifacts_destination,
             storage_options=self._storage_options,
         )
 
+    def kinds(self) -> Sequence[str]:
+        """The kinds beside experiments and runs that the server has, in archive order; it is asked once."""
+        return self._entities.kinds
+
+    def entities(self, kind: str, query: EntityQuery) -> Iterator[list[Record]]:
+        """The records of a kind that match, in archive order, in batches of at most 1,000."""
+        return self._entities.read(kind, query)
+
+    def rows(self, table: str, ids: Sequence[str]) -> Iterator[pa.Table]:
+        """The rows of ``model_metrics/1`` or ``spans/1`` as bounded tables of ``ROW_SCHEMAS``."""
+        return self._entities.rows(table, ids)
+
+    def problems(self) -> list[Problem]:
+        """What could not be read so far: kinds that this user may not read, and what is hidden in deleted experiments."""
+        return self._entities.problems()
+
     def close(self) -> None:
         """Stop the threads. Requests under way are finished first."""
         self._histories.close()
+        self._server.close()
         self._executor.shutdown(cancel_futures=True)
 
     def _map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         return bounded_map(self._executor, function, items, 2 * self._threads)
 
     def _experiment_ids(self) -> tuple[str, ...]:
-        return tuple(experiment.experiment_id for experiment in experiments(self._client))
+        return tuple(experiment.experiment_id for experiment in self._server.experiments())
+
+    def _home(self, experiment_id: str) -> RestClient:
+        """Who is asked about what is in an experiment."""
+        return self._server.home(experiment_id).client
+
+    def _client_of_run(self, run_id: str) -> RestClient:
+        return self._run_homes.get(run_id, self._server.workspaces[0].client)
+
+    def _side_by_side(self, ids: Sequence[str]) -> Iterator[Sequence[str]]:
+        """The experiments in as many groups as there are threads, so that their runs are read at the same time."""
+        for _, some in self._server.by_home(ids):
+            groups = max(min(self._threads, len(some)), -(-len(some) // _EXPERIMENTS_PER_SEARCH))
+            yield from (some[start::groups] for start in range(groups))
+
+    def _complete(self, runs: list[Run]) -> list[Run]:
+        """The runs with their model inputs, which a search does not tell and no bulk request knows: each run is asked for,
+        wherever the server has logged models at all. A run may read a model of another experiment."""
+        if not any(run.model_outputs for run in runs) and not self._entities.has_logged_models():
+            return runs
+        read = self._map(lambda run: model_inputs(self._home(run.experiment_id), run.run_id), runs)
+        return [
+            msgspec.structs.replace(run, model_inputs=links) if links else run for run, links in zip(runs, read, strict=True)
+        ]
 
     def _record(self, answer: RunAnswer) -> Run:
         """The run as a record; its metric keys are remembered, equal sets once."""
         keys = answer.metric_keys
         self._metric_keys[answer.run_id] = self._key_sets.setdefault(keys, keys)
+        if len(self._server.workspaces) > 1:
+            self._run_homes[answer.run_id] = self._home(answer.info.experiment_id)
         return answer.record()
 
     def _in_order(self, ids: Sequence[str], query: RunQuery) -> Iterator[list[Run]]:
@@ -215,7 +286,7 @@ class RestSource:
             page_token=token,
         )
         try:
-            return search_runs(self._client, search)
+            return search_runs(self._home(ids[0]), search)
         except RefusedError as error:
             if query.filter and error.error_code in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
                 hint = "see https://mlflow.org/docs/latest/search-runs.html for the syntax"
@@ -227,7 +298,8 @@ class RestSource:
         jobs = [
             (group, f"attributes.run_id IN ({', '.join(map(_quoted, some))})")
             for some in chunks(list(dict.fromkeys(run_ids)), _IDS_PER_SEARCH)
-            for group in chunks(ids, _EXPERIMENTS_PER_SEARCH)
+            for _, home in self._server.by_home(ids)
+            for group in chunks(home, _EXPERIMENTS_PER_SEARCH)
         ]
         pages = self._map(lambda job: self._search(job[0], query, query.since, more=job[1]), jobs)
         return [self._record(answer) for page in pages for answer in page.runs]
@@ -236,17 +308,18 @@ class RestSource:
         return [self._record(answer) for answer in self._map(self._get_run, run_ids) if answer is not None]
 
     def _get_run(self, run_id: str) -> RunAnswer | None:
-        try:
-            return get_run(self._client, run_id)
-        except RefusedError as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return None
-            raise
+        for workspace in self._server.workspaces:
+            try:
+                return get_run(workspace.client, run_id)
+            except RefusedError as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+        return None
 
     def _all_pages(self, search: SearchRuns) -> list[RunAnswer]:
         answers: list[RunAnswer] = []
         while True:
-            page = search_runs(self._client, search)
+            page = search_runs(self._home(search.experiment_ids[0]), search)
             answers += page.runs
             if not page.next_page_token:
                 return answers

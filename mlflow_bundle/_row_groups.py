@@ -1,0 +1,102 @@
+"""The row groups of a table object whose writer nobody vouches for: checked, and in bounded memory (spec/v1.md, 5.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mlflow_bundle._limits import Limits
+from mlflow_bundle._table_specs import TableSpec
+from mlflow_bundle._tables import open_table
+from mlflow_bundle.errors import CorruptError, LimitError
+
+__all__ = ["CheckedTable", "row_groups"]
+
+_REPEATED: Final = pa.dictionary(pa.int32(), pa.string())
+Result = TypeVar("Result")
+
+
+class CheckedTable:
+    """An open table object of a specification.
+
+    Raises:
+        CorruptError: no Parquet file, another schema, a null where none may be, text that is not UTF-8.
+        LimitError: a row group of too many rows or too long strings.
+    """
+
+    def __init__(self, file: Any, spec: TableSpec, *, name: str, limits: Limits) -> None:
+        metadata = open_table(file, spec, name=name).metadata
+        self._spec, self._name, self._limits = spec, name, limits
+        self._table = _decoding(name, lambda: _open(file, metadata))
+        groups = range(self._table.num_row_groups)
+        #: How many rows each row group has.
+        self.rows: list[int] = [self._table.metadata.row_group(group).num_rows for group in groups]
+
+    def read(self, group: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows of one row group, all columns of the specification or these; strings that repeat stay dictionary-encoded."""
+        rows, limit = self.rows[group], self._limits.row_group_rows
+        if not 0 <= rows <= limit:
+            raise LimitError(f"{self._name} has a row group of {rows:,} rows, more than {limit:,}", code="E094")
+        names = list(columns or self._spec.schema.names)
+        found = _decoding(self._name, lambda: self._table.read_row_group(group, columns=names, use_threads=False))
+        return _decoding(self._name, lambda: self._checked(found, names))
+
+    def _checked(self, found: pa.Table, names: Sequence[str]) -> pa.Table:
+        found.validate(full=True)
+        size = sum(_decoded_size(chunk) for name in names for chunk in found.column(name).chunks)
+        limit = self._limits.row_group_bytes
+        if size > limit:
+            raise LimitError(f"{self._name} has a row group of {size:,} bytes, more than {limit:,}", code="E094")
+        columns = []
+        for field in (self._spec.schema.field(name) for name in names):
+            column = found.column(field.name)
+            inside = pa.types.is_map(field.type) and any(chunk.items.null_count for chunk in column.chunks)
+            if inside or (column.null_count and not field.nullable):
+                raise CorruptError(f"{self._name} has nulls in the column {field.name!r}, where none may be", code="E041")
+            columns.append(column.cast(_REPEATED if field.name in self._spec.dictionary else field.type))
+        return pa.table(columns, names=list(names)).unify_dictionaries().combine_chunks()
+
+
+def row_groups(
+    file: Any, spec: TableSpec, *, name: str, limits: Limits, columns: Sequence[str] | None = None
+) -> Iterator[pa.Table]:
+    """All columns of the specification, or these, a row group at a time; strings that repeat stay dictionary-encoded.
+
+    Raises:
+        CorruptError, LimitError: as ``CheckedTable``.
+    """
+    table = CheckedTable(file, spec, name=name, limits=limits)
+    for group in range(len(table.rows)):
+        yield table.read(group, columns)
+
+
+def _open(file: Any, metadata: Any) -> pq.ParquetFile:
+    """A Parquet file whose strings all stay dictionary-encoded: repeating a long string costs a hostile one almost nothing."""
+    columns = [metadata.schema.column(number) for number in range(metadata.num_columns)]
+    strings = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
+    return pq.ParquetFile(file, metadata=metadata, pre_buffer=True, page_checksum_verification=True, read_dictionary=strings)
+
+
+def _decoding(name: str, read: Callable[[], Result]) -> Result:
+    """The result of ``read``; what pyarrow says of bytes that it cannot decode becomes a ``CorruptError``."""
+    try:
+        return read()
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        text = " ".join(str(error).split())
+        code = "E043" if "CRC" in text else "E040"
+        raise CorruptError(f"{name} is not a readable Parquet file: {text}", code=code) from error
+
+
+def _decoded_size(array: pa.Array) -> int:
+    """The bytes that an array takes with all its strings written out."""
+    if pa.types.is_dictionary(array.type):
+        return int(pc.sum(pc.binary_length(array.dictionary).take(array.indices)).as_py() or 0) + 4 * len(array)
+    if pa.types.is_map(array.type):
+        return _decoded_size(array.keys) + _decoded_size(array.items) + 4 * len(array)
+    return int(array.nbytes)

@@ -1,0 +1,56 @@
+"""Files that belong to a model version itself, and a store for entities that have none."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from itertools import pairwise
+from typing import BinaryIO, Final
+
+from mlflow_bundle.entities import ModelVersion
+from mlflow_bundle.errors import StorageError
+from mlflow_bundle.tracking._port import FileInfo
+
+__all__ = ["NoArtifacts", "own_location"]
+
+_PLACE: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:|/|\\\\")
+_ELSEWHERE: Final = ("runs:", "models:")
+
+
+def own_location(version: ModelVersion) -> str | None:
+    """Where the version has files of its own; None where it has none.
+
+    Most versions point into the artifacts of the run or the logged model that they name: those files are archived there. A
+    prompt points nowhere. What lies anywhere else, also below a run that the version does not name, belongs to the version.
+    """
+    location = next((place for place in (version.storage_location, version.source) if isinstance(place, str) and place), "")
+    if not _PLACE.match(location) or location.startswith(_ELSEWHERE):
+        return None
+    steps = re.split(r"[/\\]+", location)
+    model = version.source.removeprefix("models:/") if isinstance(version.source, str) else ""
+    named = [(owner, "artifacts") for owner in (version.run_id, model) if owner]
+    return None if any(step in named for step in pairwise(steps)) else location
+
+
+class NoArtifacts:
+    """The store of an entity without files."""
+
+    def walk(self) -> Iterator[FileInfo]:
+        """Nothing."""
+        return iter(())
+
+    def open(self, path: str) -> AbstractContextManager[BinaryIO]:
+        """
+        Raises:
+            StorageError: always.
+        """
+        raise StorageError(f"there is no file {path!r} here")
+
+    def write(self, path: str, content: BinaryIO, size: int) -> None:
+        """
+        Raises:
+            StorageError: always.
+        """
+        del content, size
+        raise StorageError(f"there is no place for the file {path!r} here")

@@ -1,0 +1,184 @@
+"""What a tracking server offers and how it is divided: its kinds of entities, its workspaces, and requests side by side."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import Any, Final, NamedTuple, TypeVar
+
+import msgspec
+from msgspec import UnsetType
+
+from mlflow_bundle._parallel import bounded_map
+from mlflow_bundle.errors import AuthError, ServerError
+from mlflow_bundle.kinds import KINDS
+from mlflow_bundle.records import Experiment, Problem
+from mlflow_bundle.tracking._rest import API, RefusedError, RestClient
+from mlflow_bundle.tracking.rest._answers import experiments
+
+__all__ = ["API3", "SourceServer", "Workspaced"]
+
+#: Where the endpoints of entities since MLflow 3 live.
+API3: Final = "/api/3.0/mlflow/"
+_NOT_IMPLEMENTED: Final = 501
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class _Probe(NamedTuple):
+    """A request that reads next to nothing and tells whether the server knows some kinds. With a body it is a POST."""
+
+    kinds: tuple[str, ...]
+    path: str
+    params: Mapping[str, Any] = {}
+    body: Mapping[str, Any] | None = None
+
+
+_ONE: Final = {"max_results": 1}
+_GATEWAY: Final = ("gateway_secret", "gateway_model_definition", "gateway_endpoint", "budget_policy", "guardrail")
+#: Listing label schemas would write into the server, so that one that does not exist is asked for.
+_PROBES: Final = (
+    _Probe(("logged_model",), f"{API}logged-models/search", body={"experiment_ids": ["0"], **_ONE}),
+    _Probe(("registered_model", "model_version"), f"{API}registered-models/search", _ONE),
+    _Probe(("evaluation_dataset", "dataset_record"), f"{API3}datasets/search", body=_ONE),
+    _Probe(("scorer",), f"{API3}scorers/list", {"experiment_id": "0"}),
+    _Probe(("label_schema",), f"{API3}label-schemas/get", {"schema_id": "ls-none"}),
+    _Probe(("review_queue",), f"{API3}review-queues/get", {"queue_id": "rq-none"}),
+    _Probe(("issue",), f"{API3}issues/search", body=_ONE),
+    _Probe(("webhook",), f"{API}webhooks", _ONE),
+    _Probe(_GATEWAY[:3], f"{API3}gateway/endpoints/get", {"endpoint_id": "e-none"}),
+    _Probe(("budget_policy",), f"{API3}gateway/budgets/list", _ONE),
+    _Probe(("guardrail",), f"{API3}gateway/guardrails/list", _ONE),
+    _Probe(("mcp_server", "mcp_server_version", "mcp_access_endpoint"), f"{API3}mcp-servers", _ONE),
+)
+
+
+class _Info(msgspec.Struct):
+    """The answer of ``server-info``, which servers have since 3.9."""
+
+    workspaces_enabled: bool = False
+    features_enabled: dict[str, bool] = {}
+
+
+class _Named(msgspec.Struct):
+    name: str
+
+
+class _Workspaces(msgspec.Struct):
+    workspaces: tuple[_Named, ...] = ()
+
+
+class Workspaced(NamedTuple):
+    """A client for one workspace. ``name`` is None on a server without workspaces."""
+
+    name: str | None
+    client: RestClient
+
+
+class SourceServer:
+    """A server that is being read, asked once what it offers.
+
+    A server with workspaces is read whole, workspace by workspace, unless the user chose one (``MLFLOW_WORKSPACE``).
+    """
+
+    def __init__(self, client: RestClient, *, threads: int) -> None:
+        self.client = client
+        self._threads = threads
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="mlflow-bundle-entities")
+        self._homes: dict[str, Workspaced] = {}
+        #: Kinds that the server has and that this user may not read.
+        self.forbidden: list[Problem] = []
+
+    def close(self) -> None:
+        """Stop the threads. Requests under way are finished first."""
+        self._executor.shutdown(cancel_futures=True)
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """The results in the order of the items, several requests at a time."""
+        return bounded_map(self._executor, function, items, 2 * self._threads)
+
+    @cached_property
+    def _info(self) -> _Info:
+        try:
+            info: _Info = self.client.get_json(f"{API3}server-info", answer=_Info)
+        except (RefusedError, AuthError):
+            return _Info()
+        return info
+
+    @cached_property
+    def workspaces(self) -> tuple[Workspaced, ...]:
+        """The workspaces to read, each with its client; one without a name where the server has none."""
+        if not self._info.workspaces_enabled:
+            return (Workspaced(None, self.client),)
+        if chosen := os.environ.get("MLFLOW_WORKSPACE", "").strip():
+            return (Workspaced(chosen, self.client.in_workspace(chosen)),)
+        answer: _Workspaces = self.client.get_json(f"{API3}workspaces", answer=_Workspaces)
+        names = sorted(workspace.name for workspace in answer.workspaces)
+        return tuple(Workspaced(name, self.client.in_workspace(name)) for name in names)
+
+    def experiments(self) -> Iterator[Experiment]:
+        """Every experiment of every workspace, active and deleted, asked for anew."""
+        for workspace in self.workspaces:
+            for experiment in experiments(workspace.client):
+                self._homes[experiment.experiment_id] = workspace
+                yield experiment
+
+    def home(self, experiment_id: str) -> Workspaced:
+        """The workspace that an experiment is in; the first where no workspace shows it."""
+        if len(self.workspaces) > 1 and experiment_id not in self._homes:
+            self._homes[experiment_id] = self.workspaces[0]
+            for _ in self.experiments():
+                pass
+        return self._homes.get(experiment_id, self.workspaces[0])
+
+    def by_home(self, experiment_ids: Iterable[str]) -> list[tuple[Workspaced, list[str]]]:
+        """The experiments of each workspace, which can be asked about in one request."""
+        groups: dict[str | None, tuple[Workspaced, list[str]]] = {}
+        for experiment_id in experiment_ids:
+            home = self.home(experiment_id)
+            groups.setdefault(home.name, (home, []))[1].append(experiment_id)
+        return list(groups.values())
+
+    def workspace(self, name: str | UnsetType) -> Workspaced:
+        """The workspace of this name; the first where there is none."""
+        return next((workspace for workspace in self.workspaces if workspace.name == name), self.workspaces[0])
+
+    @cached_property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of ``_PROBES`` that the server has, and workspaces, in archive order."""
+        offered = {"workspace"} if self._info.workspaces_enabled else set()
+        gateway = self._info.features_enabled.get("gateway", True)
+        probes = [probe for probe in _PROBES if gateway or probe.kinds[0] not in _GATEWAY]
+        for probe, there in zip(probes, self.map(self._answers, probes), strict=True):
+            offered.update(probe.kinds if there else ())
+        return tuple(kind for kind in KINDS if kind in offered)
+
+    @cached_property
+    def absent(self) -> tuple[str, ...]:
+        """The kinds that the server does not have or does not have switched on, in archive order."""
+        asked = {"workspace", *(kind for probe in _PROBES for kind in probe.kinds)}
+        return tuple(kind for kind in KINDS if kind in asked and kind not in self.kinds)
+
+    def _answers(self, probe: _Probe) -> bool:
+        client = self.workspaces[0].client
+        try:
+            if probe.body is None:
+                client.get_json(probe.path, probe.params)
+            else:
+                client.post_json(probe.path, probe.body)
+        except RefusedError as error:
+            return not error.endpoint_missing
+        except AuthError as error:
+            self.forbidden += [
+                Problem(code="not-permitted", kind=kind, message=f"no {kind} can be read: {error.message}")
+                for kind in probe.kinds
+            ]
+            return False
+        except ServerError as error:
+            if error.status != _NOT_IMPLEMENTED:
+                raise
+            return False
+        return True

@@ -1,0 +1,127 @@
+"""Lists of a server, page by page, and answers as records: what every reader of entities shares."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from mlflow_bundle.entities import Record
+from mlflow_bundle.errors import ServerError
+from mlflow_bundle.kinds import KINDS, order_key, record_id
+from mlflow_bundle.tracking._port import EntityQuery
+from mlflow_bundle.tracking._rest import Params, RestClient
+
+__all__ = ["Answer", "decimal", "in_batches", "json_text", "listed", "matches", "pages", "record"]
+
+Answer = dict[str, Any]
+Some = TypeVar("Some", bound=Record)
+
+_BATCH: Final = 1_000
+
+
+def pages(
+    client: RestClient, path: str, member: str, params: Params, *, item: Any = Answer, post: bool = False
+) -> Iterator[list[Any]]:
+    """The pages of a list, each decoded as a list of ``item``, until there is no token any more."""
+    page_type = msgspec.defstruct(
+        "Page",
+        [("items", list[item] | None, None), ("token", str | None, None)],
+        rename={"items": member, "token": "next_page_token"},
+    )
+    asked = dict(params)
+    while True:
+        page: Any = client.post_json(path, asked, answer=page_type) if post else client.get_json(path, asked, answer=page_type)
+        yield page.items or []
+        if not page.token:
+            return
+        asked["page_token"] = page.token
+
+
+def listed(
+    client: RestClient, path: str, member: str, params: Params, *, by: Sequence[str], post: bool = False
+) -> list[Answer]:
+    """A whole list, each item once.
+
+    Pages are cut by position: what appears meanwhile shifts items into the next page, so that they come twice. ``by`` are
+    the members that tell items apart.
+    """
+    found: dict[tuple[Any, ...], Answer] = {}
+    for page in pages(client, path, member, params, post=post):
+        for item in page:
+            found.setdefault(tuple(item.get(name) for name in by), item)
+    return list(found.values())
+
+
+def record(kind: type[Some], answer: Mapping[str, Any], /, **more: Any) -> Some:
+    """The members of an answer that are fields of the record, with ``more``; None and what is missing stay absent.
+
+    Lists of tags and params are sorted by key, and numbers that REST gives as texts become integers.
+
+    Raises:
+        ServerError: the answer is not what MLflow's API promises.
+    """
+    fields = {name: answer.get(name) for name in kind.__struct_fields__} | more
+    fields = {name: value for name, value in fields.items() if value is not None and value is not UNSET}
+    for name in ("tags", "params"):
+        if name in fields and name in kind.__struct_fields__ and not isinstance(fields[name], str):
+            # Strings sort by code point, which is the order of their UTF-8 bytes.
+            fields[name] = sorted(({"value": "", **pair} for pair in fields[name] or ()), key=lambda pair: str(pair["key"]))
+    try:
+        return msgspec.convert(fields, kind, strict=False)
+    except (msgspec.ValidationError, KeyError) as error:
+        raise ServerError(f"the MLflow server answered with an unknown form of {kind.__name__}: {error}") from error
+
+
+def json_text(value: Any) -> str | UnsetType:
+    """A JSON value as text, its members in their order; absent where there is none."""
+    return UNSET if value is None else json.dumps(value, separators=(",", ":"))
+
+
+def decimal(value: float | str | None) -> str | UnsetType:
+    """A number as the shortest text that reads back as the same double."""
+    return UNSET if value is None else repr(float(value))
+
+
+def matches(kind: str, query: EntityQuery) -> Callable[[Record], bool]:
+    """Whether a record meets all restrictions of the query."""
+    known = KINDS[kind]
+    wanted = {name: frozenset(ids) for name, ids in _restrictions(query) if ids is not None}
+    named = {"run_ids": "run", "parents": _parent(kind)}
+
+    def holds(record: Record, restriction: str, ids: frozenset[str]) -> bool:
+        if restriction == "ids":
+            return record_id(record) in ids
+        if restriction == "experiment_ids":
+            return not ids.isdisjoint(known.experiments(record))
+        return any(other == named[restriction] and name in ids for other, name in known.references(record))
+
+    return lambda record: all(holds(record, restriction, ids) for restriction, ids in wanted.items())
+
+
+def _restrictions(query: EntityQuery) -> Iterator[tuple[str, tuple[str, ...] | None]]:
+    yield from (
+        ("ids", query.ids),
+        ("experiment_ids", query.experiment_ids),
+        ("run_ids", query.run_ids),
+        ("parents", query.parents),
+    )
+
+
+def _parent(kind: str) -> str:
+    return {"model_version": "registered_model", "dataset_record": "evaluation_dataset"}.get(kind, "")
+
+
+def in_batches(records: Iterable[Record], *, in_order: bool = False) -> Iterator[list[Record]]:
+    """The records in archive order, at most 1,000 at a time."""
+    batch: list[Record] = []
+    for found in records if in_order else sorted(records, key=order_key):
+        batch.append(found)
+        if len(batch) == _BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
