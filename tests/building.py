@@ -160,6 +160,18 @@ def plain_rows(table: str, ids: Mapping[str, Sequence[str]], rows: Mapping[tuple
     return pa.Table.from_pylist(found, schema=plain_schema(table))
 
 
+def rows_digest(table: str, rows: Sequence[Row]) -> str:
+    """The digest of an owner's plain rows as the specification says it."""
+
+    def value(row: Row, name: str) -> Any:
+        found = row.get(name)
+        return struct.pack(">d", found).hex() if isinstance(found, float) else found
+
+    lines = [[value(row, name) for name in TABLES[table].digested] for row in rows]
+    text = "".join(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n" for line in lines)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _stored(packer: Packer, files: Mapping[str, bytes]) -> list[FileRow]:
     return [FileRow(path=path, size=len(data), sha256=packer.blobs.add_bytes(data)) for path, data in files.items()]
 
@@ -197,9 +209,7 @@ def everything_of(count: int, *, spans: int = 5) -> Content:
     content = content_of(count)
     tags = (KeyValue(key="a", value="ü"), KeyValue(key="b", value=""))
     for n in range(count):
-        model = LoggedModel(
-            model_id=f"m-{n:04}", experiment_id="1", name=f"model {n}", creation_timestamp_ms=START + n, tags=tags
-        )
+        model = LoggedModel(model_id=f"m-{n:04}", experiment_id="1", name="m", creation_timestamp_ms=START + n, tags=tags)
         content.entities.append(model)
         content.rows["model_metrics/1", model.model_id] = [model_metric_of(n, i) for i in range(n % 4 * 2)]
         content.entity_files["logged_model", model.model_id] = {"MLmodel": f"model {n}".encode(), "b/w.bin": bytes(n)}
@@ -214,9 +224,8 @@ def everything_of(count: int, *, spans: int = 5) -> Content:
         content.entity_files["trace", trace.trace_id] = {"attachments/x": b"x" * n} if n % 4 == 1 else {}
     content.entities.append(EvaluationDataset(dataset_id="d-1", name="questions", experiment_ids=("1",), tags=tags))
     content.entities += [DatasetRecord(dataset_record_id=f"dr-{n}", dataset_id="d-1", inputs="null") for n in range(3)]
-    content.entities.append(
-        Scorer(experiment_id="1", scorer_name="s", versions=(ScorerVersion(scorer_version=1, serialized_scorer="{}"),))
-    )
+    version = ScorerVersion(scorer_version=1, serialized_scorer="{}")
+    content.entities.append(Scorer(experiment_id="1", scorer_name="s", versions=(version,)))
     return content
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
+import pyarrow as pa
 import pytest
 
 import mlflow_bundle as bundle
@@ -22,9 +23,25 @@ from mlflow_bundle._series import series_digests
 from mlflow_bundle._storage import Storage, open_storage
 from mlflow_bundle._storage._backend import Staged
 from mlflow_bundle._storage._local import LocalStorage
+from mlflow_bundle._table_specs import TABLES
+from mlflow_bundle.entities import LoggedModel, ModelVersion, Trace
 from mlflow_bundle.errors import BundleError
-from mlflow_bundle.records import Experiment, KeyValue, Problem, Run
-from tests.building import TINY, Content, content_of, pack_content, run_of, series
+from mlflow_bundle.records import KINDS, Experiment, KeyValue, Problem, Run, record_id
+from tests.building import (
+    PLAIN,
+    TINY,
+    Content,
+    content_of,
+    everything_of,
+    pack_content,
+    plain_rows,
+    plain_schema,
+    rows_digest,
+    run_of,
+    series,
+    span_of,
+    trace_of,
+)
 
 
 @pytest.fixture
@@ -72,6 +89,99 @@ def test_the_logical_root_is_over_records_series_and_files(storage: Storage) -> 
         files = files_digest(files_of(content, run))
         trees["run"].add(leaf("run", logical_digest(encode(run), "run"), bytes.fromhex(points), bytes.fromhex(files)))
     assert committed.snapshot.logical == logical(trees)
+
+
+def test_the_logical_root_is_over_all_that_an_entity_owns(storage: Storage) -> None:
+    """A leaf of any kind is over its record and the digests of its tables, in their order; nothing is the digest of nothing."""
+    content = everything_of(12)
+    committed, _ = pack_content(storage, content)
+    trees = {kind: MerkleTree() for kind in KINDS}
+    nothing = {"files/1": files_digest(()), **{table: hashlib.sha256().hexdigest() for table in PLAIN}}
+    for record in content.entities:
+        kind, identity = str(record.__struct_config__.tag), record_id(record)
+        parts = [logical_digest(encode(record), kind)]
+        for table in KINDS[kind].tables:
+            rows, files = content.rows.get((table, identity), []), content.entity_files.get((kind, identity), {})
+            digest = nothing[table]
+            if table == "files/1" and files:
+                listed = sorted((path, len(data), hashlib.sha256(data).hexdigest(), "ok") for path, data in files.items())
+                digest = files_digest(listed)
+            elif rows:
+                digest = rows_digest(table, rows)
+            parts.append(bytes.fromhex(digest))
+        trees[kind].add(leaf(kind, *parts))
+    expected = logical({kind: tree for kind, tree in trees.items() if tree.rows}).kinds
+    found = committed.snapshot.logical.kinds
+    assert {kind: found[kind] for kind in expected} == expected
+    assert set(found) - set(expected) == {"experiment", "run"}
+
+
+def test_everything_is_counted(storage: Storage) -> None:
+    """Kinds and rows have counts; what there is none of has none, but for what every archive tells."""
+    content = everything_of(8)
+    committed, _ = pack_content(storage, content)
+    files = [*content.files.values(), *content.entity_files.values()]
+    assert committed.snapshot.counts == {
+        "experiment": 1,
+        "run": 8,
+        "logged_model": 8,
+        "registered_model": 1,
+        "model_version": 8,
+        "trace": 8,
+        "evaluation_dataset": 1,
+        "dataset_record": 3,
+        "scorer": 1,
+        "metric_point": 80,
+        "model_metric_point": sum(len(rows) for (table, _), rows in content.rows.items() if table == "model_metrics/1"),
+        "span": sum(len(rows) for (table, _), rows in content.rows.items() if table == "spans/1"),
+        "file": sum(len(one) for one in files),
+        "file_bytes": sum(len(data) for one in files for data in one.values()),
+    }
+    refs = objects_of(storage, committed.snapshot)
+    assert {ref.path: ref.size for ref in refs} == storage.list("objects")
+    views = {kind: sum(r.rows for r in refs if (r.role, r.kind) == ("views", kind)) for kind in KINDS}
+    assert views == {kind: (8 if KINDS[kind].tables else 0) for kind in KINDS}
+
+
+def test_one_id_of_several_kinds(storage: Storage) -> None:
+    """A run, a logged model, a model version and a trace of the same id have their own files."""
+    content = Content()
+    content.runs.append(Run(run_id="x/1", experiment_id="1"))
+    content.files["x/1"] = {"f": b"run"}
+    content.entities = [
+        LoggedModel(model_id="x/1", experiment_id="1", name="m"),
+        ModelVersion(name="x", version=1),
+        Trace(trace_id="x/1", experiment_id="1"),
+    ]
+    content.entity_files = {(kind, "x/1"): {"f": kind.encode()} for kind in ("logged_model", "model_version", "trace")}
+    pack_content(storage, content, targets=bundle.Targets())
+    with bundle.open(storage.url) as archive:
+        for kind in ("run", "logged_model", "model_version", "trace"):
+            with archive.open_file("x/1", "f", kind=kind) as stream:
+                assert stream.read() == kind.encode()
+            assert archive.files(kind=kind).num_rows == 1
+
+
+@pytest.mark.parametrize("table", PLAIN)
+def test_every_digested_column_changes_the_logical_root(storage: Storage, tmp_path: Path, table: str) -> None:
+    """A change of any digested column of a row changes the root; one of a derived column does not."""
+    content = everything_of(4)
+    before, _ = pack_content(storage, content)
+    owner = next(owner for name, owner in content.rows if name == table and content.rows[name, owner])
+    row = content.rows[table, owner][1]
+    for column in plain_schema(table).names[1:]:
+        old = row.get(column)
+        row[column] = {str: "changed", int: 77, float: 0.5}[type(old)] if old is not None else _some(table, column)
+        with open_storage(tmp_path / column, create=True) as other:
+            after, _ = pack_content(other, content)
+        changed = after.snapshot.logical.root != before.snapshot.logical.root
+        assert changed == (column in TABLES[table].digested), column
+        row[column] = old
+
+
+def _some(table: str, column: str) -> object:
+    """A value that a column may have."""
+    return {pa.string(): "changed", pa.int64(): 77, pa.float64(): 0.5}[plain_schema(table).field(column).type]
 
 
 def change_tag(content: Content) -> None:
@@ -180,6 +290,23 @@ def test_secrets_in_records_are_taken_out(storage: Storage, tmp_path: Path) -> N
     assert not [file for file in (tmp_path / "bundle").rglob("*") if file.is_file() and b"hunter22" in file.read_bytes()]
 
 
+def test_secrets_in_spans_are_taken_out(storage: Storage, tmp_path: Path) -> None:
+    """No byte of a bundle holds the password of a URI in a span, its neighbours are as they were, and it is counted."""
+    content = everything_of(4)
+    trace = next(owner for table, owner in content.rows if table == "spans/1" and content.rows[table, owner])
+    texts = ['{"a":"postgresql://me:hunter22@db/x"}', '{"a":"https://example.com/"}', '{"b":"https://h/?token=hunter22&a=1"}']
+    for row, text in zip(content.rows["spans/1", trace], texts, strict=False):
+        row["content"] = text
+    _, packer = pack_content(storage, content)
+    assert packer.redacted == 2
+    with bundle.open(storage.url) as archive:
+        found = archive.spans(trace_id=trace).column("content").to_pylist()
+    assert found[:3] == ['{"a":"postgresql://me:REDACTED@db/x"}', texts[1], '{"b":"https://h/?token=REDACTED&a=1"}']
+    assert found[3:] == [row["content"] for row in content.rows["spans/1", trace][3:]]
+    data = b"".join(file.read_bytes() for file in (tmp_path / "bundle" / "objects" / "spans").iterdir())
+    assert b"hunter22" not in data
+
+
 # -- order -----------------------------------------------------------------------------------------------------------------
 
 
@@ -192,6 +319,24 @@ def test_records_out_of_order_are_refused(storage: Storage) -> None:
         with pytest.raises(ValueError, match="does not come after"):
             packer.add(late)
     packer.add(run_of(3))
+    packer.close()
+
+
+def test_rows_and_files_out_of_order_are_refused(storage: Storage) -> None:
+    """Rows of an owner that was passed already or is not known, and files of an owner that was passed, are mistakes."""
+    packer = Packer(storage, ensure_marker(storage), targets=TINY)
+    for number in range(3):
+        packer.add(trace_of(number))
+    rows = plain_rows("spans/1", packer.ids, {("spans/1", packer.ids["trace"][1]): [span_of(1, 0)]})
+    packer.add_rows("spans/1", rows)
+    packer.add_rows("spans/1", rows, first=1)
+    for first in (-1, 0, 2):
+        with pytest.raises(ValueError, match="out of order"):
+            packer.add_rows("spans/1", rows, first=first)
+    packer.add_files([], kind="trace", owner=packer.ids["trace"][1])
+    for late in (packer.ids["trace"][0], packer.ids["trace"][1], "unknown"):
+        with pytest.raises(ValueError, match="do not come in the order"):
+            packer.add_files([], kind="trace", owner=late)
     packer.close()
 
 
@@ -223,11 +368,11 @@ class Forgetful(LocalStorage):
 
 
 def test_a_broken_disk_commits_nothing(tmp_path: Path) -> None:
-    """Whichever record, metrics, files or index object reads back with a flipped bit: it is not put, nothing is committed."""
-    content = content_of(12)
+    """Whichever object of records or of a table but a view reads back with a flipped bit: it is not put, nothing is committed."""
+    content = everything_of(5)
     sound = Forgetful("sound", tmp_path / "sound", create=True)
     committed, _ = pack_content(sound, content)
-    checked = [ref for ref in committed.snapshot.objects if ref.role in ("records", "metrics", "files", "index")]
+    checked = [ref for ref in committed.snapshot.objects if ref.role not in ("views", "packs", "blobs")]
     assert sound.read_back >= len(checked) > 5
     for number in range(sound.read_back):
         storage = Forgetful("broken", tmp_path / str(number), create=True)

@@ -22,9 +22,9 @@ from mlflow_bundle._parallel import prefetch
 from mlflow_bundle._shards import Cutter
 from mlflow_bundle._storage import Storage, open_storage
 from mlflow_bundle.errors import IncompleteError, UsageError
-from mlflow_bundle.records import KINDS, Problem, Run, Scope, Snapshot
+from mlflow_bundle.records import KINDS, Problem, Scope, Snapshot
 from mlflow_bundle.tracking._connect import connect_source, resolve_tracking_uri
-from mlflow_bundle.tracking._files import Located, pack_files
+from mlflow_bundle.tracking._files import Located, Owner, pack_files
 from mlflow_bundle.tracking._gather import Collected, collect
 from mlflow_bundle.tracking._port import ROW_SCHEMAS, MlflowSource
 from mlflow_bundle.tracking._select import Lifecycle, Moment, Selection
@@ -36,6 +36,8 @@ _OWNERS: Final = 500
 #: Logged models or traces whose rows are asked for at once.
 _OWNED: Final = 1_000
 _FILES: Final = "files/1"
+#: How far above the artifact location of an entity the place for the files of all lies.
+_ROOTS: Final = {"run": 2, "logged_model": 3, "trace": 3}
 _SUFFIX: Final = ".mlbundle"
 
 
@@ -193,7 +195,7 @@ class _Work:
         self._source, self._packer, self._callback = source, packer, callback
         self._targets, self._workers = targets, workers
         self._located = Located()
-        self._absent_roots: dict[str, int] = {}
+        self._absent_roots: dict[tuple[str, str], int] = {}
         self.problems: list[Problem] = []
         self.notes: list[str] = []
 
@@ -281,23 +283,25 @@ class _Work:
             for owner, rows, problems in packed:
                 self.problems += problems
                 progress.relative_update(len(rows))
-                if not rows and not problems and isinstance(owner.record, Run):
-                    self._look_for_root(owner.record)
+                if not rows and not problems:
+                    self._look_for_root(owner)
         self._located.close()
         progress.close()
-        for root, count in self._absent_roots.items():
-            self.notes.append(
-                f"{count:,} runs keep their files below {root}, which does not exist on this machine: none were archived"
-            )
+        for (kind, root), count in self._absent_roots.items():
+            what = f"{count:,} {kind.replace('_', ' ')}s keep their files below {root}"
+            self.notes.append(f"{what}, which does not exist on this machine: none were archived")
 
-    def _look_for_root(self, run: Run) -> None:
-        """Count a run without files whose place for the files of all runs is not there at all, as on a foreign machine."""
-        uri = run.artifact_uri if isinstance(run.artifact_uri, str) else ""
-        if self._source.description.kind == "rest" or not uri.startswith(("/", "file:")):
+    def _look_for_root(self, owner: Owner) -> None:
+        """Count an entity without files whose place for the files of all is not there at all, as on a foreign machine. The
+        files of runs and logged models a server lists itself."""
+        uri = getattr(owner.record, "artifact_uri", "") or ""
+        served = self._source.description.kind == "rest" and owner.kind != "trace"
+        if served or owner.kind not in _ROOTS or not uri.startswith(("/", "file:")):
             return
-        root = Path(local_path(uri)).parents[2:3]
+        root = Path(local_path(uri)).parents[_ROOTS[owner.kind] : _ROOTS[owner.kind] + 1]
         if root and not root[0].exists():
-            self._absent_roots[str(root[0])] = self._absent_roots.get(str(root[0]), 0) + 1
+            key = (owner.kind, str(root[0]))
+            self._absent_roots[key] = self._absent_roots.get(key, 0) + 1
 
 
 def _report(storage: Storage, committed: Committed, packer: Packer, seconds: float) -> PackReport:

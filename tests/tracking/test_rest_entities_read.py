@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from mlflow.genai.label_schemas.label_schemas import (
     LabelSchemaType,
 )
 from mlflow.genai.review_queues import ReviewQueueType, ReviewStatus
+from mlflow.store.model_registry.rest_store import RestStore as RegistryStore
 from mlflow.store.tracking.rest_store import RestStore
 from mlflow.utils.rest_utils import MlflowHostCreds
 from msgspec import UNSET
@@ -69,6 +71,7 @@ class Made:
     server: MlflowServer
     client: MlflowClient
     store: RestStore
+    registry: RegistryStore
     ids: dict[str, str] = field(default_factory=dict)
 
 
@@ -76,7 +79,8 @@ class Made:
 def made(start_server: ServerFactory) -> Made:
     """A server with something of every kind."""
     server = start_server()
-    content = Made(server, MlflowClient(server.url), RestStore(lambda: MlflowHostCreds(server.url)))
+    credentials = partial(MlflowHostCreds, server.url)
+    content = Made(server, MlflowClient(server.url), RestStore(credentials), RegistryStore(credentials))
     for make in (_make_models, _make_registry, _make_datasets, _make_gateway, _make_scorers, _make_review, _make_server_wide):
         make(content)
     return content
@@ -218,7 +222,7 @@ def _make_review(made: Made) -> None:
     store.create_issue(
         ids["models"], "issue", "it fails", severity=IssueSeverity.HIGH, root_causes=["b", "a"], source_run_id=ids["run"]
     )
-    store.create_issue(ids["models elsewhere"], "bare issue", "")
+    store.create_issue(ids["models elsewhere"], "bare issue", "-")
 
 
 def _make_server_wide(made: Made) -> None:
@@ -233,7 +237,7 @@ def _make_server_wide(made: Made) -> None:
     store.create_mcp_server("org.example/full")
     for version in ("1.0.0", "1.1.0"):
         document = {"name": "org.example/full", "version": version, "description": "of a version", "extra": {"b": 1, "a": 2.5}}
-        tool = MCPTool(name="tool", inputSchema={"type": "object"})
+        tool = MCPTool.from_dict({"name": "tool", "inputSchema": {"type": "object"}})
         store.create_mcp_server_version(
             {**document, "icons": [{"src": ICON}]},
             "somewhere",
@@ -262,10 +266,11 @@ def _by_name(records: Sequence[Any], name: str = "name") -> dict[str, Any]:
 
 
 def _same(record: Record, shown: Any, *names: str, **spelled: str) -> None:
-    """The fields of the record are what MLflow's entity says, absent where that has None."""
+    """The fields of the record are what MLflow's entity says, absent where that has None. MLflow's client makes empty texts
+    of some that are absent."""
     for name, theirs in {**dict.fromkeys(names), **spelled}.items():
-        wanted = getattr(shown, theirs or name)
-        assert getattr(record, name) == (UNSET if wanted is None else wanted), name
+        wanted, read = getattr(shown, theirs or name), getattr(record, name)
+        assert read == wanted or (read is UNSET and wanted in (None, "")), name
 
 
 def _pairs(pairs: Sequence[Any]) -> dict[str, str]:
@@ -399,7 +404,7 @@ def test_registered_models_are_whole(made: Made, source: RestSource) -> None:
     found = _by_name(_read(source, "registered_model"))
     assert set(found) == {"model", "empty", "prompt"}
     for name, model in found.items():
-        shown = made.client.get_registered_model(name)
+        shown = made.registry.get_registered_model(name)
         _same(model, shown, "creation_timestamp", "last_updated_timestamp", "description")
         assert {alias.alias: alias.version for alias in model.aliases} == {
             alias: int(version) for alias, version in shown.aliases.items()
@@ -415,7 +420,7 @@ def test_model_versions_are_whole(made: Made, source: RestSource) -> None:
     found = {record_id(version): version for version in _read(source, "model_version")}
     assert set(found) == {"model/1", "model/3", "prompt/1", "prompt/2"}
     for version in found.values():
-        shown = made.client.get_model_version(version.name, str(version.version))
+        shown = made.registry.get_model_version(version.name, str(version.version))
         _same(
             version,
             shown,
@@ -431,7 +436,7 @@ def test_model_versions_are_whole(made: Made, source: RestSource) -> None:
             "status_message",
         )
         assert _pairs(version.tags) == shown.tags
-        assert version.storage_location == made.client.get_model_version_download_uri(version.name, str(version.version))
+        assert version.storage_location == made.registry.get_model_version_download_uri(version.name, str(version.version))
     assert found["model/3"].current_stage == "Production"
     assert _pairs(found["prompt/2"].tags)["mlflow.prompt.text"] == "Say {{it}} twice"
 

@@ -26,6 +26,8 @@ __all__ = ["artifact_store"]
 #: Schemes that fsspec knows too, with another meaning of the URI or other credentials than MLflow's.
 _MLFLOW_ONLY: Final = frozenset({"dbfs", "ftp", "hdfs", "models", "runs", "sftp", "viewfs"})
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]+):")
+#: Kinds whose files a server lists itself, wherever they lie.
+_SERVED: Final = ("run", "logged_model")
 _PROXY: Final = "/api/2.0/mlflow-artifacts/artifacts"
 
 
@@ -34,10 +36,11 @@ def artifact_store(
     *,
     client: RestClient | None,
     run_id: str,
+    kind: str = "run",
     artifacts_destination: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> ArtifactStore:
-    """The store of the files at ``uri``, the artifact location of a run.
+    """The store of the files at ``uri``, the artifact location of a run or of another ``kind`` of entity of that id.
 
     ``client`` is the tracking server that the run comes from, None where it comes from a database. ``artifacts_destination`` is
     what ``mlflow-artifacts:`` stands for, the server's option of the same name: the files are then read there, past the server.
@@ -55,10 +58,10 @@ def artifact_store(
     if scheme in {"", "file"}:
         folder = local_path(uri)
         # A relative path means a folder of the server's process, and an absolute one may be of another machine.
-        if client is not None and not (Path(folder).is_absolute() and os.path.isdir(folder)):  # noqa: PTH112
-            from mlflow_bundle.tracking.artifacts._http import RunArtifacts  # noqa: PLC0415
+        if client is not None and kind in _SERVED and not (Path(folder).is_absolute() and os.path.isdir(folder)):  # noqa: PTH112
+            from mlflow_bundle.tracking.artifacts._http import ModelArtifacts, RunArtifacts  # noqa: PLC0415
 
-            return RunArtifacts(client, run_id, folder)
+            return ModelArtifacts(client, run_id) if kind == "logged_model" else RunArtifacts(client, run_id, folder)
         return LocalArtifacts(folder)
     return _direct(uri, storage_options, tracking_uri=client.uri if client is not None else None)
 

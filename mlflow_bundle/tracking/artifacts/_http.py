@@ -233,3 +233,29 @@ class RunArtifacts(_ServedArtifacts):
             " on this machine, and the server takes no uploads for it",
             hint="start the server with --artifacts-destination, or run on its machine",
         )
+
+
+class ModelArtifacts(_ServedArtifacts):
+    """The files of one logged model as the server itself reads them, wherever they lie. There is no way to upload."""
+
+    def _address(self, path: str) -> str:
+        return path
+
+    def _listing(self, folder: str) -> tuple[str, dict[str, Any]]:
+        params = {"artifact_directory_path": folder} if folder else {}
+        return f"{API}logged-models/{quote(self._run_id)}/artifacts/directories", params
+
+    def _content(self, path: str) -> tuple[str, dict[str, Any]]:
+        return f"/ajax-api/2.0/mlflow/logged-models/{quote(self._run_id)}/artifacts/files", {"artifact_file_path": path}
+
+    def write(self, path: str, content: BinaryIO, size: int) -> None:
+        """There is no endpoint for it.
+
+        Raises:
+            StorageError: always.
+        """
+        del content, size
+        raise StorageError(
+            f"the artifact {path!r} of logged model {self._run_id} cannot be written: the server takes no uploads for it",
+            hint="start the server with --artifacts-destination, or run on its machine",
+        )

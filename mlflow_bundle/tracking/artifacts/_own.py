@@ -15,6 +15,8 @@ from mlflow_bundle.tracking._port import FileInfo
 __all__ = ["NoArtifacts", "own_location"]
 
 _PLACE: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:|/|\\\\")
+#: The stage of deleted versions, of which a database keeps the number and little else.
+_DELETED: Final = "Deleted_Internal"
 _ELSEWHERE: Final = ("runs:", "models:")
 
 
@@ -24,6 +26,8 @@ def own_location(version: ModelVersion) -> str | None:
     Most versions point into the artifacts of the run or the logged model that they name: those files are archived there. A
     prompt points nowhere. What lies anywhere else, also below a run that the version does not name, belongs to the version.
     """
+    if version.current_stage == _DELETED:
+        return None
     location = next((place for place in (version.storage_location, version.source) if isinstance(place, str) and place), "")
     if not _PLACE.match(location) or location.startswith(_ELSEWHERE):
         return None

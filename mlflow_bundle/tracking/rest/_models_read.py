@@ -62,7 +62,7 @@ class _Model(msgspec.Struct):
     data: _Data = msgspec.field(default_factory=_Data)
 
     def record(self, *, deleted: bool) -> LoggedModel:
-        status = str(self.info.get("status", "")).removeprefix(_STATUS)
+        status = str(self.info.get("status", "")).removeprefix(_STATUS).removeprefix("UPLOAD_")
         return record(
             LoggedModel,
             self.info,

@@ -173,13 +173,16 @@ class RestSource:
             assert isinstance(record, Run | LoggedModel | Trace)
             location = record.artifact_uri or ""
             client = self._home(record.experiment_id)
-        return self._open_store(location, record_id(record), client)
+        return self._open_store(location, record_id(record), client, kind=str(record.__struct_config__.tag))
 
-    def _open_store(self, location: str, identity: str, client: RestClient | None = None) -> ArtifactStore:
+    def _open_store(
+        self, location: str, identity: str, client: RestClient | None = None, *, kind: str = "run"
+    ) -> ArtifactStore:
         return artifact_store(
             location,
             client=client or self._client,
             run_id=identity,
+            kind=kind,
             artifacts_destination=self._artifacts_destination,
             storage_options=self._storage_options,
         )

@@ -192,7 +192,7 @@ class TraceWriter:
         return job
 
     def _choose_road(self, job: _Job) -> None:
-        """OTLP where it keeps the spans as they are, else the file. A trace whose spans were in the file has them there again."""
+        """OTLP where it keeps the spans as they are, else the file. What was in the file goes there again."""
         place = job.plan.record.spans_location  # type: ignore[attr-defined]  # it is a trace
         if place not in _IN_A_STORE:
             return
@@ -521,7 +521,7 @@ class TraceWriter:
         results = []
         for trace_id, (trace, assessments) in waiting.items():
             result = EntityResult(kind="trace", source_id=trace_id, target_id=trace_id)
-            self._server.guard(result, lambda: self._finish(trace, assessments, result))
+            self._server.guard(result, partial(self._finish, trace, assessments, result))
             results.append(result)
         return results
 
