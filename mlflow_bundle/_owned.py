@@ -69,9 +69,7 @@ class OwnedRows:
             return
         owner = table.column("owner").to_numpy()
         if owner[0] < self._next or owner[-1] >= len(self._ids) or np.any(np.diff(owner) < 0):
-            raise ValueError(
-                f"rows of {self._spec.name} for owners {owner[0]} to {owner[-1]} do not come after {self._next - 1}"
-            )
+            raise ValueError(f"rows of {self._spec.name} of owners {owner[0]} to {owner[-1]} come out of order")
         table = self._without_secrets(table)
         self._digester.add(table)
         rows = self._with_ids(table)

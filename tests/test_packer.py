@@ -368,7 +368,7 @@ class Forgetful(LocalStorage):
 
 
 def test_a_broken_disk_commits_nothing(tmp_path: Path) -> None:
-    """Whichever object of records or of a table but a view reads back with a flipped bit: it is not put, nothing is committed."""
+    """Whichever object but a view or content reads back with a flipped bit: it is not put, nothing is committed."""
     content = everything_of(5)
     sound = Forgetful("sound", tmp_path / "sound", create=True)
     committed, _ = pack_content(sound, content)

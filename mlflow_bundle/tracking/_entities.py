@@ -52,6 +52,8 @@ def entity_problems(gathered: Gathered, target: MlflowTarget) -> list[Problem]:
     problems: list[Problem] = []
     offered = target.kinds()
     for kind in gathered.kinds():
+        if kind not in offered and _is_default_workspace(gathered, kind):
+            continue
         if kind not in offered:
             problems.append(
                 Problem(
@@ -82,6 +84,9 @@ class EntityRestore:
         """Restore all entities of one kind, batch by batch."""
         tally = self._tallies.setdefault(kind, _Tally())
         if kind not in self._target.kinds():
+            if _is_default_workspace(self._gathered, kind):
+                tally.actions["there"] += 1
+                return
             tally.actions["left out"] += self._gathered.counts[kind]
             return
         for batch in self._batches(kind):
@@ -179,6 +184,11 @@ class EntityRestore:
                 )
             )
         return tuple(found)
+
+
+def _is_default_workspace(gathered: Gathered, kind: str) -> bool:
+    """Whether there is just the workspace that every server has, named or not."""
+    return kind == "workspace" and [record_id(record) for record in gathered.records(kind)] == ["default"]
 
 
 def _by_owner(tables: Iterator[pa.Table]) -> dict[int, pa.Table]:

@@ -231,6 +231,8 @@ class _Restore:
                 self._note(
                     f"experiment {placement.name!r} is deleted in the archive and was active at the target: it stays active"
                 )
+        for result in self._target.after_deletions():
+            self._entities.note(result)
 
     def _restore_entities(self) -> None:
         """All other kinds, in order of rank; the runs get their logged models as soon as those are there."""

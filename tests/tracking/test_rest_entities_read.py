@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,10 @@ from mlflow_bundle.entities import ModelVersion, Record
 from mlflow_bundle.errors import NotFoundError, UnsupportedError
 from mlflow_bundle.kinds import KINDS, order_key, record_id
 from mlflow_bundle.tracking._port import ROW_SCHEMAS, EntityQuery, RunQuery
+from mlflow_bundle.tracking._rest import API, RestClient
 from mlflow_bundle.tracking.artifacts._own import own_location
 from mlflow_bundle.tracking.rest import _entities_read, _models_read
+from mlflow_bundle.tracking.rest._features import API3
 from mlflow_bundle.tracking.rest._read import RestSource
 from tests.fixtures.server import MlflowServer, ServerFactory
 
@@ -527,7 +530,7 @@ def test_dataset_records_are_whole(made: Made, source: RestSource, monkeypatch: 
             value, text = getattr(wanted, name), getattr(record, name)
             assert (text is UNSET) if value is None else json.loads(text) == value, name
     full = next(record for record in everything if record.source is not UNSET)
-    assert full.inputs == '{"q":"\\u00e9","n":[1.0,null]}'
+    assert full.inputs == '{"q": "\\u00e9", "n": [1.0, null]}'
     assert full.source_type == "TRACE"
     assert json.loads(full.source) == {"source_type": "TRACE", "source_data": {"trace_id": "tr-1"}}
     monkeypatch.setattr(_entities_read, "_PAGE", 7)
@@ -568,7 +571,7 @@ def test_label_schemas_are_whole(made: Made, source: RestSource) -> None:
         assert json.loads(schema.input_config) == vars(shown.input)
     types = [found[f"schema {number}"].input_type for number in range(4)]
     assert types == ["pass_fail", "categorical", "numeric", "text"]
-    assert found["schema 2"].input_config == '{"min_value":1.0,"max_value":null}'
+    assert found["schema 2"].input_config == '{"min_value": 1.0, "max_value": null}'
     assert found["Feedback"].is_default is True
 
 
@@ -609,7 +612,7 @@ def test_issues_are_whole(made: Made, source: RestSource) -> None:
         )
         assert issue.status == str(shown.status)
     assert found["issue"].severity == "high"
-    assert (found["issue"].root_causes, found["issue"].categories) == ('["b","a"]', UNSET)
+    assert (found["issue"].root_causes, found["issue"].categories) == ('["b", "a"]', UNSET)
     assert [issue.name for issue in _read(source, "issue", experiment_ids=(made.ids["models"],))] == ["issue"]
 
 
@@ -704,3 +707,66 @@ def test_the_mcp_registry_is_whole(made: Made, source: RestSource) -> None:
         shown = made.store.get_mcp_access_endpoint(endpoint.server_name, endpoint.id)
         _same(endpoint, shown, "workspace", "server_alias", "server_version", "created_by", "last_updated_by", **times)
         assert endpoint.transport_type == str(shown.transport_type)
+
+
+@pytest.mark.slow
+def test_every_workspace_is_read(start_server: ServerFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a server with workspaces everything comes from all of them, each entity with its workspace: runs with their points
+    and files too. A user who chose a workspace gets that one."""
+    server = start_server(extra=["--enable-workspaces"])
+    root = RestClient(server.url)
+    root.post_json(f"{API3}workspaces", {"name": "team", "description": "words"})
+    made = {name: _make_in_workspace(root.in_workspace(name), number) for number, name in enumerate(("default", "team"))}
+    source = RestSource(server.url)
+    try:
+        workspaces = _by_name(_read(source, "workspace"))
+        assert set(workspaces) == {"default", "team"}
+        assert workspaces["team"].description == "words"
+        homes = {experiment.experiment_id: experiment.workspace for experiment in source.experiments()}
+        runs = [run for batch in source.runs(RunQuery()) for run in batch]
+        assert {run.run_id: homes[run.experiment_id] for run in runs} == {made[name]["run"]: name for name in made}
+        assert [len(run.model_inputs) for run in runs] == [1, 1]
+        assert source.runs_by_id([run.run_id for run in runs]) == runs
+        points = [row for table in source.metrics([run.run_id for run in runs]) for row in table.to_pylist()]
+        assert [(row["owner"], row["value"]) for row in points] == [
+            (owner, float(list(made).index(homes[run.experiment_id]))) for owner, run in enumerate(runs)
+        ]
+        for run in runs:
+            assert [info.path for info in source.artifacts(run).walk()] == ["file.txt"]
+        for kind in ("registered_model", "model_version", "evaluation_dataset", "mcp_server"):
+            assert sorted(record.workspace for record in _read(source, kind)) == ["default", "team"], kind
+        assert sorted(record_id(model) for model in _read(source, "registered_model")) == ["same", "team/same"]
+        assert [record_id(model) for model in _read(source, "model_version", parents=("team/same",))] == ["team/same/1"]
+        models = _by_name(_read(source, "logged_model"), "model_id")
+        assert set(models) == {found["model"] for found in made.values()}
+        rows = [row for table in source.rows("model_metrics/1", list(models)) for row in table.to_pylist()]
+        assert [row["value"] for row in rows] == [0.0, 1.0]
+        assert {scorer.experiment_id for scorer in _read(source, "scorer")} == {found["experiment"] for found in made.values()}
+    finally:
+        source.close()
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "team")
+    source = RestSource(server.url)
+    try:
+        assert [record_id(model) for model in _read(source, "registered_model")] == ["team/same"]
+        assert [run.run_id for batch in source.runs(RunQuery()) for run in batch] == [made["team"]["run"]]
+    finally:
+        source.close()
+
+
+def _make_in_workspace(client: RestClient, number: int) -> dict[str, str]:
+    """A little of everything, in one workspace."""
+    experiment = client.post_json(f"{API}experiments/create", {"name": "same"})["experiment_id"]
+    run = client.post_json(f"{API}runs/create", {"experiment_id": experiment, "start_time": 5})["run"]["info"]
+    model = client.post_json(f"{API}logged-models", {"experiment_id": experiment, "name": "same"})["model"]["info"]["model_id"]
+    point = {"key": "m", "value": number, "timestamp": 1, "step": 0, "model_id": model}
+    client.post_json(f"{API}runs/log-batch", {"run_id": run["run_id"], "metrics": [point]})
+    client.post_json(f"{API}runs/log-inputs", {"run_id": run["run_id"], "models": [{"model_id": model}]})
+    client.put("/api/2.0/mlflow-artifacts/artifacts/" + run["artifact_uri"].partition(":/")[2] + "/file.txt", BytesIO(b"x"), 1)
+    client.post_json(f"{API}registered-models/create", {"name": "same"})
+    client.post_json(f"{API}model-versions/create", {"name": "same", "source": "s3://elsewhere/a"})
+    client.post_json(f"{API3}datasets/create", {"name": "same", "experiment_ids": [experiment]})
+    client.post_json(f"{API3}mcp-servers", {"name": "org.example/same"})
+    judge = {"name": "same", "builtin_scorer_class": "Safety", "builtin_scorer_pydantic_data": {"name": "same"}}
+    body = {"experiment_id": experiment, "name": "same", "serialized_scorer": json.dumps(judge)}
+    client.post_json(f"{API3}scorers/register", body)
+    return {"experiment": experiment, "run": run["run_id"], "model": model}

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import quote
 
+import numpy as np
+
 from mlflow_bundle.entities import (
     BudgetPolicy,
     GatewayEndpoint,
@@ -103,7 +105,10 @@ class ConfigurationReader:
         ):
             bindings[binding["endpoint_id"]].append(binding)
         for workspace, answer in self._endpoints():
-            mappings = [{**one, "weight": decimal(one.get("weight"))} for one in answer.get("model_mappings", [])]
+            # Weights travel in single precision, and that is what MLflow keeps of them in a double.
+            mappings = [
+                {**one, "weight": decimal(float(np.float32(one.get("weight", 0.0))))} for one in answer.get("model_mappings", [])
+            ]
             yield record(
                 GatewayEndpoint,
                 answer,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from mlflow_bundle.tracking.rest._evaluation_write import EvaluationWriter
 from mlflow_bundle.tracking.rest._logged_models_write import LoggedModelWriter
 from mlflow_bundle.tracking.rest._registry_write import RegistryWriter
 from mlflow_bundle.tracking.rest._road import Server
+from mlflow_bundle.tracking.rest._traces_write import TraceWriter
 
 __all__ = ["EntityWriter"]
 
@@ -28,7 +29,8 @@ class _Road:
 class EntityWriter:
     """Writes entities to a server by the road of their kind."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, *, doomed_experiments: Callable[[], Collection[str]]) -> None:
+        self._traces = TraceWriter(server, doomed_experiments=doomed_experiments)
         self._models = LoggedModelWriter(server)
         registry = RegistryWriter(server)
         evaluation = EvaluationWriter(server)
@@ -36,6 +38,7 @@ class EntityWriter:
             "logged_model": _Road(self._models.restore, self._models.cannot_hold),
             "registered_model": _Road(registry.restore_models, registry.cannot_hold),
             "model_version": _Road(registry.restore_versions, registry.cannot_hold),
+            "trace": _Road(self._traces.restore, self._traces.cannot_hold),
             "evaluation_dataset": _Road(evaluation.restore_datasets, evaluation.cannot_hold),
             "dataset_record": _Road(evaluation.restore_records, evaluation.cannot_hold),
             "scorer": _Road(evaluation.restore_scorers, evaluation.cannot_hold),
@@ -61,3 +64,7 @@ class EntityWriter:
     def link_runs(self, runs: Sequence[tuple[Run, str]], ids: IdMap) -> list[EntityResult]:
         """Give runs their logged models."""
         return self._models.link_runs(runs, ids)
+
+    def after_deletions(self) -> list[EntityResult]:
+        """Post the assessments that the deletion of runs and experiments would have taken away."""
+        return self._traces.after_deletions()

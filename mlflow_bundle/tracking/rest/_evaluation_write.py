@@ -136,42 +136,47 @@ class EvaluationWriter:
                 result.action = "failed"
                 result.problems.append(not_restored(result, "its dataset was not restored"))
             return
-        body = {"records": "[" + ",".join(_record_text(record) for record, _ in pairs) + "]"}
-        for number, (_, result) in enumerate(pairs):
-            if number == 0:
-                self._server.guard(result, lambda: self._server.post(f"datasets/{target}/records", body, api=API3))
-                failed = result.action == "failed"
-                continue
-            if failed:
-                result.action = "failed"
-                result.problems.append(not_restored(result, pairs[0][1].problems[-1].message))
-        if not failed:
-            self._compare_records(target, pairs)
+        there = self._records_of(target)
+        missing = []
+        for record, result in pairs:
+            if _canonical(_loaded(record.inputs)) in there:
+                result.action = "there"
+            else:
+                missing.append((record, result))
+        if missing:
+            body = {"records": "[" + ",".join(_record_text(record) for record, _ in missing) + "]"}
+            first = missing[0][1]
+            self._server.guard(first, lambda: self._server.post(f"datasets/{target}/records", body, api=API3))
+            if first.action == "failed":
+                for _, result in missing[1:]:
+                    result.action = "failed"
+                    result.problems.append(not_restored(result, f"as {first.source_id}"))
+                return
+            there = self._records_of(target)
+        for record, result in pairs:
+            self._compare_record(record, result, there.get(_canonical(_loaded(record.inputs))))
 
-    def _compare_records(self, target: str, pairs: Sequence[tuple[DatasetRecord, EntityResult]]) -> None:
-        """Read the records back, and find each by its inputs."""
-        found: dict[str, dict[str, Any]] = {}
-        token = ""
-        while True:
+    def _records_of(self, target: str) -> dict[str, dict[str, Any]]:
+        """The records of a dataset by their inputs."""
+
+        def ask(token: str) -> Any:
             params = {"max_results": _PAGE, **({"page_token": token} if token else {})}
             answer = self._server.get(f"datasets/{target}/records", params, api=API3)
-            for item in json.loads(answer.get("records") or "[]"):
-                found[_canonical(item.get("inputs"))] = item
-            token = answer.get("next_page_token") or ""
-            if not token:
-                break
-        for record, result in pairs:
-            item = found.get(_canonical(_loaded(record.inputs)))
-            if item is None:
-                result.action = "failed"
-                result.problems.append(not_restored(result, "it was not read back from the target", code=DIFFERS))
-                continue
-            result.target_id = str(item["dataset_record_id"])
-            result.notes.append(_NO_IDS.format("records of evaluation datasets"))
-            for name in ("outputs", "expectations", "tags"):
-                wanted = _loaded(getattr(record, name))
-                if wanted and _canonical(wanted) != _canonical(item.get(name)):
-                    _expect(result, name, wanted, item.get(name))
+            return {**answer, "records": json.loads(answer.get("records") or "[]")}
+
+        return {_canonical(item.get("inputs")): item for item in pages(ask, "records")}
+
+    def _compare_record(self, record: DatasetRecord, result: EntityResult, item: Mapping[str, Any] | None) -> None:
+        if item is None:
+            result.action = "failed"
+            result.problems.append(not_restored(result, "it was not read back from the target", code=DIFFERS))
+            return
+        result.target_id = str(item["dataset_record_id"])
+        result.notes.append(_NO_IDS.format("records of evaluation datasets"))
+        for name in ("outputs", "expectations", "tags"):
+            wanted = _loaded(getattr(record, name))
+            if wanted and _canonical(wanted) != _canonical(item.get(name)):
+                _expect(result, name, wanted, item.get(name))
 
     # -- scorers ---------------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ __all__ = ["API3", "SourceServer", "Workspaced"]
 #: Where the endpoints of entities since MLflow 3 live.
 API3: Final = "/api/3.0/mlflow/"
 _NOT_IMPLEMENTED: Final = 501
+_DEFAULT: Final = "default"
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -57,9 +58,9 @@ _PROBES: Final = (
 
 
 class _Info(msgspec.Struct):
-    """The answer of ``server-info``, which servers have since 3.9."""
+    """The answer of ``server-info``, which servers have since 3.9; it says whether there are workspaces since 3.10."""
 
-    workspaces_enabled: bool = False
+    workspaces_enabled: bool | None = None
     features_enabled: dict[str, bool] = {}
 
 
@@ -72,7 +73,7 @@ class _Workspaces(msgspec.Struct):
 
 
 class Workspaced(NamedTuple):
-    """A client for one workspace. ``name`` is None on a server without workspaces."""
+    """A client for one workspace. ``name`` is None on servers of releases that know no workspaces."""
 
     name: str | None
     client: RestClient
@@ -110,9 +111,9 @@ class SourceServer:
 
     @cached_property
     def workspaces(self) -> tuple[Workspaced, ...]:
-        """The workspaces to read, each with its client; one without a name where the server has none."""
+        """The workspaces to read, each with its client. Where they are not enabled, everything is in the default one."""
         if not self._info.workspaces_enabled:
-            return (Workspaced(None, self.client),)
+            return (Workspaced(None if self._info.workspaces_enabled is None else _DEFAULT, self.client),)
         if chosen := os.environ.get("MLFLOW_WORKSPACE", "").strip():
             return (Workspaced(chosen, self.client.in_workspace(chosen)),)
         answer: _Workspaces = self.client.get_json(f"{API3}workspaces", answer=_Workspaces)
@@ -149,7 +150,7 @@ class SourceServer:
     @cached_property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of ``_PROBES`` that the server has, and workspaces, in archive order."""
-        offered = {"workspace"} if self._info.workspaces_enabled else set()
+        offered: set[str] = {"workspace"} if self._info.workspaces_enabled else set()
         gateway = self._info.features_enabled.get("gateway", True)
         probes = [probe for probe in _PROBES if gateway or probe.kinds[0] not in _GATEWAY]
         for probe, there in zip(probes, self.map(self._answers, probes), strict=True):

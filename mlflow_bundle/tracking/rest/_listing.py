@@ -77,8 +77,8 @@ def record(kind: type[Some], answer: Mapping[str, Any], /, **more: Any) -> Some:
 
 
 def json_text(value: Any) -> str | UnsetType:
-    """A JSON value as text, its members in their order; absent where there is none."""
-    return UNSET if value is None else json.dumps(value, separators=(",", ":"))
+    """A JSON value as text, its members in their order, spelled as MLflow spells it in its database; absent where there is none."""
+    return UNSET if value is None else json.dumps(value)
 
 
 def decimal(value: float | str | None) -> str | UnsetType:

@@ -118,13 +118,14 @@ class RegistryWriter:
         """Create each model, or complete the one of that name."""
 
         def one(plan: PlannedEntity, result: EntityResult) -> None:
-            self._restore_model(cast("RegisteredModel", plan.record), result)
+            self._restore_model(cast("RegisteredModel", plan.record), result, ids)
             ids.add("registered_model", result.source_id, result.target_id or result.source_id)
 
         return self._server.each("registered_model", planned, one)
 
-    def _restore_model(self, model: RegisteredModel, result: EntityResult) -> None:
+    def _restore_model(self, model: RegisteredModel, result: EntityResult, ids: IdMap) -> None:
         tags = self._tags(model, *_MODEL_KEPT)
+        tags |= _rewritten(tags, ids)
         found = self._registered(model.name)
         created = found is None
         if found is None:

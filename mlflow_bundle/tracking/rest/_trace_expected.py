@@ -27,6 +27,7 @@ __all__ = [
     "source_run_of",
     "start_body",
     "trace_differences",
+    "unholdable",
 ]
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -52,13 +53,14 @@ _STACK_CHARS: Final = 10_000
 
 
 def mapped(trace: Trace, experiment_id: str, ids: IdMap) -> Trace:
-    """The trace with the ids that its references have at the target. Its own ids stay."""
+    """The trace with the ids that its references have at the target, without what no server keeps. Its own ids stay."""
     run = {SOURCE_RUN: "run", _MODEL_ID: "logged_model"}
+    left = unholdable(trace)
     return msgspec.structs.replace(
         trace,
         experiment_id=experiment_id,
         trace_metadata=_rewritten(trace.trace_metadata, run, ids),
-        assessments=tuple(_mapped_assessment(one, ids) for one in trace.assessments),
+        assessments=tuple(_mapped_assessment(one, ids) for one in trace.assessments if one.assessment_id not in left),
         run_ids=tuple(sorted(new for old in trace.run_ids if (new := ids.find("run", old)) is not None)),
         prompts=tuple(PromptLink(name=ids.new("registered_model", link.name), version=link.version) for link in trace.prompts),
         request_preview=_cut(trace.request_preview),
@@ -85,6 +87,15 @@ def _cut(preview: Any) -> Any:
 def source_run_of(one: Assessment) -> str:
     """The run that an assessment was made in, empty where there is none."""
     return next((pair.value for pair in one.metadata if pair.key == _ASSESSED_IN), "")
+
+
+def unholdable(trace: Trace) -> frozenset[str]:
+    """The assessments that a server cannot keep at all."""
+    return frozenset(
+        one.assessment_id
+        for one in trace.assessments
+        if one.assessment_type == "feedback" and not _holdable(json.loads("null" if one.value is UNSET else str(one.value)))
+    )
 
 
 def posted_later(trace: Trace) -> frozenset[str]:
@@ -193,7 +204,7 @@ def _assessment_reasons(one: Assessment, overridden: set[Any]) -> Iterator[str]:
         yield f"{what} forgets its run {one.run_id}, which its metadata does not name"
     value = json.loads("null" if one.value is UNSET else str(one.value))
     if one.assessment_type == "feedback" and not _holdable(value):
-        yield f"{what} cannot be kept: a server takes no NaN, no Infinity and no integer beyond 2^53 in feedback"
+        yield f"{what} is left out: a server takes no NaN, no Infinity and no integer beyond 2^53 in feedback"
     error = json.loads(str(one.error)) if one.error is not UNSET else {}
     if len(error.get("stack_trace") or "") > _STACK_CHARS:
         yield f"the stack trace of {what} is cut to {_STACK_CHARS} characters"

@@ -427,15 +427,14 @@ class TraceWriter:
         there = {tag.key: tag.value for tag in found.tags}
         wanted = {tag.key: tag.value for tag in job.wanted.tags}
         shown = {key: value[: expected.SHOWN_TAG] for key, value in wanted.items()}
-        if job.there is not None:
-            patches = {key: value for key, value in wanted.items() if key not in there}
-            extra: list[str] = []
-        else:
-            patches = {key: wanted[key] for key, value in shown.items() if there.get(key) != value}
-            extra = [key for key in there if key not in wanted]
+        # A trace that an earlier restore left incomplete is like a new one.
+        ours = job.there is None or job.completed
+        before = job.there.tags if job.there is not None else {}
+        patches = {key: wanted[key] for key, value in shown.items() if (there.get(key) != value if ours else key not in there)}
+        extra = [key for key in there if key not in wanted and key not in before]
         path = f"{API3}traces/{job.trace.trace_id}/tags" if self._release >= _RUN_LINKS_SINCE else None
         path = path or f"{API}traces/{job.trace.trace_id}/tags"
-        changed = job.there is None and bool(expected.trace_differences(job.wanted, found)[0]) and bool(job.spans)
+        changed = ours and bool(expected.trace_differences(job.wanted, found)[0]) and bool(job.spans)
         if changed:
             self._post_start(job, ())
         for key, value in patches.items():
@@ -457,7 +456,7 @@ class TraceWriter:
                 different += expected.assessment_differences(wanted, judged.get(one.assessment_id))
         job.result.notes += besides
         for difference in different:
-            if job.there is not None:
+            if job.there is not None and not job.completed:
                 job.result.notes.append(f"a trace that was there already stays as it is: {difference}")
             else:
                 job.report(f"read back from the target: {difference}", code=DIFFERS)

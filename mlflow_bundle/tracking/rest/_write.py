@@ -88,9 +88,14 @@ class RestTarget:
             window=self._window,
             open_store=self._store,
         )
-        self._entities = EntityWriter(Server(self._client, self._executor, self._window, bundle_id, self._store))
+        self._entities = EntityWriter(
+            Server(self._client, self._executor, self._window, bundle_id, self._store),
+            doomed_experiments=lambda: self._doomed,
+        )
         #: Experiments that were deleted and are writable until ``finish_experiment``.
         self._revived: set[str] = set()
+        #: Experiments that ``finish_experiment`` will delete.
+        self._doomed: set[str] = set()
         self.notes: list[str] = []
 
     @property
@@ -175,9 +180,11 @@ class RestTarget:
         tags = self._source_tags(experiment) | {
             tag.key: tag.value for tag in experiment.tags if self._limits.experiment_tag(tag) is None
         }
+        there = self._create_experiment(name, tags) if existing is None else existing.experiment_id
+        if experiment.lifecycle_stage == "deleted":
+            self._doomed.add(there)
         if existing is None:
-            return self._create_experiment(name, tags)
-        there = existing.experiment_id
+            return there
         if existing.lifecycle_stage == "deleted":
             self._post("experiments/restore", {"experiment_id": there})
             self._revived.add(there)
@@ -280,6 +287,10 @@ class RestTarget:
     def link_runs(self, runs: Sequence[tuple[Run, str]], ids: IdMap) -> list[EntityResult]:
         """Give runs the model inputs and outputs of their records."""
         return self._entities.link_runs(runs, ids)
+
+    def after_deletions(self) -> list[EntityResult]:
+        """Post the assessments that the deletion of runs and experiments would have taken away."""
+        return self._entities.after_deletions()
 
     def close(self) -> None:
         """Stop the threads. Requests under way are finished first."""
