@@ -17,10 +17,10 @@ from mlflow_bundle import _layout
 from mlflow_bundle._base import Base
 from mlflow_bundle._limits import Targets
 from mlflow_bundle._manifest import Committed, ensure_marker, objects_of
-from mlflow_bundle._packer import Packer
+from mlflow_bundle._packer import FileRow, Packer
 from mlflow_bundle._storage import Storage, open_storage
-from mlflow_bundle.records import KeyValue, order_key
-from tests.building import TINY, Content, content_of, pack_content, run_of
+from mlflow_bundle.records import KeyValue, Scope, Source, order_key, record_id
+from tests.building import TINY, Content, content_of, everything_of, model_metric_of, pack_content, run_of, span_of
 
 
 @pytest.fixture
@@ -202,6 +202,75 @@ def test_whatever_object_is_lost_comes_back(tmp_path: Path, inline_bytes: int) -
         roles.add(ref.role)
     assert roles >= {"records", "metrics", "files", "index", "views", "packs", "blobs"}
     assert ("lists" in roles) == (inline_bytes == 100)
+
+
+def change_everything(content: Content, number: int) -> None:
+    """A change of an entity of each kind that owns tables: its record, its rows or its files."""
+    records = {record_id(record): place for place, record in enumerate(content.entities)}
+    model, version, trace = f"m-{number:04}", f"shop/{number}", f"tr-{number:032x}"
+    tags = (KeyValue(key="new", value="1"),)
+    for identity in (model, version, trace):
+        content.entities[records[identity]] = msgspec.structs.replace(content.entities[records[identity]], tags=tags)
+    content.rows["spans/1", trace] = [span_of(number, i) for i in range(9)]
+    content.rows["model_metrics/1", model] = [model_metric_of(number, i) for i in range(9)]
+    for owner in (("logged_model", model), ("model_version", version), ("trace", trace)):
+        content.entity_files[owner] = {"changed": repr(owner).encode()}
+
+
+def test_incremental_equals_full_for_every_kind(storage: Storage, tmp_path: Path) -> None:
+    """A snapshot on top of another has the logical section of one made from nothing, and nothing is written for nothing."""
+    content = everything_of(40)
+    first, _ = pack_content(storage, content)
+    again, packer = pack_content(storage, content)
+    assert (packer.new_objects, again.snapshot.logical) == (0, first.snapshot.logical)
+    change_everything(content, 20)
+    second, packer = pack_content(storage, content)
+    with open_storage(tmp_path / "fresh", create=True) as fresh:
+        full, full_packer = pack_content(fresh, content)
+    assert second.snapshot.logical == full.snapshot.logical
+    assert second.snapshot.counts == full.snapshot.counts
+    assert packer.new_objects < full_packer.new_objects / 2
+
+
+def test_whatever_object_of_an_entity_is_lost_comes_back(tmp_path: Path) -> None:
+    """Any one object of logged models, model versions or traces that is missing is written again by the next snapshot."""
+    content = everything_of(5)
+    reference, _ = build(tmp_path / "reference", content, TINY)
+    for number, ref in enumerate(reference):
+        folder = tmp_path / str(number)
+        build(folder, content, TINY)
+        (folder / ref.path).unlink()
+        with open_storage(folder) as storage:
+            second, _ = pack_content(storage, content)
+            for needed in objects_of(storage, second.snapshot):
+                assert storage.size(needed.path) == needed.size
+    assert {ref.role for ref in reference} >= {"model_metrics", "spans", "views", "files"}
+
+
+def test_stamped_files_are_known_for_every_kind(storage: Storage) -> None:
+    """A base knows the stamped, readable files of each owner of each kind, also where kinds share an id, and no others'."""
+    content = everything_of(6)
+    marker = ensure_marker(storage)
+    packer = Packer(storage, marker, targets=TINY)
+    for record in [*content.experiments, *content.runs, *content.entities]:
+        packer.add(record)
+    expected = {}
+    for kind in ("trace", "run", "logged_model", "model_version"):
+        for number, identity in enumerate(packer.ids[kind]):
+            sha256 = packer.blobs.add_bytes(f"{kind} {number}".encode())
+            stamped = FileRow(path="a", size=len(f"{kind} {number}"), sha256=sha256, stamp=f"{kind} stamp {number}")
+            others = [FileRow(path="b", size=1, sha256=packer.blobs.add_bytes(b"x"))]
+            others.append(FileRow(path="c", size=1, sha256=None, state="unreadable", stamp="s"))
+            packer.add_files([stamped, *others] if number % 2 else others, kind=kind, owner=identity)
+            known = {"a": (stamped.size, sha256, stamped.stamp)}
+            expected[kind, identity] = known if number % 2 else {}
+    scope, source = Scope(), Source(kind="test", uri="test:")
+    committed = packer.commit(created_at=1, scope=scope, source=source, parents=[], problems=[], notes=[])
+    packer.close()
+    base = Base(storage, committed)
+    assert len(expected) == 24
+    assert {owner: base.files(*owner) for owner in expected} == expected
+    assert base.files("trace", content.runs[1].run_id) == base.files("scorer", "1/s") == {}
 
 
 def build(folder: Path, content: Content, targets: Targets) -> tuple[list[Any], Committed]:

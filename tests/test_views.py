@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
 import math
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,21 @@ import mlflow
 import pandas as pd
 import pyarrow as pa
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 from mlflow.entities import ViewType
 
 import mlflow_bundle as bundle
+from mlflow_bundle._codec import encode
+from mlflow_bundle._manifest import objects_of
+from mlflow_bundle._owners import NO_ROWS
+from mlflow_bundle._storage import Storage, open_storage
+from mlflow_bundle._table_specs import TABLES
+from mlflow_bundle._tables import open_table
 from mlflow_bundle._views import RUNS_VIEW, wide_runs
+from mlflow_bundle.records import KINDS, record_id
+from tests.building import Content, everything_of, pack_content, rows_digest
 from tests.fixtures.content import ContentSummary
 
 
@@ -100,3 +111,46 @@ def test_maps_become_columns(rows: list[tuple[dict[str, float], dict[str, str], 
         for name in expected:
             source: dict[str, Any] = metrics if name.startswith("metrics.") else params
             assert wide.column(name)[number].as_py() == source.get(name.partition(".")[2])
+
+
+def test_the_view_of_an_entity_says_where_everything_lies(tmp_path: Path) -> None:
+    """Each row of an entity view has the frame and digest of its record, and the rows, digest and place of what it owns."""
+    content = everything_of(30)
+    with open_storage(tmp_path / "b", create=True) as storage:
+        committed, _ = pack_content(storage, content)
+        refs = [ref for ref in objects_of(storage, committed.snapshot) if ref.role in ("records", "views")]
+        for kind in ("logged_model", "model_version", "trace"):
+            shards = [ref for ref in refs if (ref.role, ref.kind) == ("records", kind)]
+            views = [ref for ref in refs if (ref.role, ref.kind) == ("views", kind)]
+            assert [ref.rows for ref in views] == [ref.rows for ref in shards]
+            assert len(views) > 2
+            records = [r for r in content.entities if str(r.__struct_config__.tag) == kind]
+            rows = [row for ref in views for row in read_table(storage, ref.path, "entity_view/1").to_pylist()]
+            assert [row["id"] for row in rows] == [record_id(record) for record in records]
+            for row, record in zip(rows, records, strict=True):
+                check_place(storage, content, kind, row, encode(record))
+
+
+def check_place(storage: Storage, content: Content, kind: str, row: dict[str, Any], line: bytes) -> None:
+    """Compare a row of a view with what the objects hold."""
+    assert row["experiment_id"] == (None if kind == "model_version" else "1")
+    frame = storage.read_range(row["record_object"], row["frame_offset"], row["frame_length"])
+    assert line in zstandard.ZstdDecompressor().decompress(frame).split(b"\n")
+    assert row["record_digest"] == hashlib.sha256(line).hexdigest()
+    files = content.entity_files.get((kind, row["id"]), {})
+    assert row["file_rows"] == len(files)
+    if files:
+        found = read_table(storage, row["file_object"], "files/1").slice(row["file_start"], row["file_rows"])
+        assert found.column("path").to_pylist() == sorted(files)
+        assert set(found.column("owner_id").to_pylist()) == {row["id"]}
+    table = next((name for name in KINDS[kind].tables if name != "files/1"), "")
+    owned = content.rows.get((table, row["id"]), [])
+    assert (row["table_rows"], row["table_digest"]) == (len(owned), rows_digest(table, owned) if owned else NO_ROWS)
+    assert (row["table_object"] is None) == (not owned)
+    if owned:
+        found = read_table(storage, row["table_object"], table).slice(row["table_start"], row["table_rows"])
+        assert set(found.column(str(TABLES[table].owner)).to_pylist()) == {row["id"]}
+
+
+def read_table(storage: Storage, path: str, table: str) -> pa.Table:
+    return open_table(io.BytesIO(storage.read(path)), TABLES[table], name=path).read()

@@ -85,7 +85,8 @@ def test_rows_are_those_of_the_owners(source: ArchiveSource, content: Content, t
     ids = [record_id(r) for r in content.entities if str(r.__struct_config__.tag) == kind]
     for chosen in (ids, ids[::-1], ids[1::2], []):
         found = pa.concat_tables([ROW_SCHEMAS[table].empty_table(), *source.rows(table, chosen)])
-        assert found.equals(plain_rows(table, {kind: chosen}, content.rows).cast(ROW_SCHEMAS[table]))
+        assert found.schema == ROW_SCHEMAS[table]
+        assert repr(found.to_pylist()) == repr(plain_rows(table, {kind: chosen}, content.rows).to_pylist())
 
 
 def test_files_are_read_by_their_content(source: ArchiveSource, content: Content) -> None:
