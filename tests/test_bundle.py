@@ -18,13 +18,14 @@ from mlflow.entities import Run as MlflowRun
 from mlflow.entities import ViewType
 
 import mlflow_bundle as bundle
-from mlflow_bundle._limits import Targets
+from mlflow_bundle._limits import Limits, Targets
 from mlflow_bundle._manifest import find_snapshot
 from mlflow_bundle._storage import open_storage
 from mlflow_bundle._storage._local import LocalStorage
-from mlflow_bundle.errors import BundleNotFoundError, CorruptError, NotFoundError
-from mlflow_bundle.records import ObjectRef
-from tests.building import TINY, content_of, pack_content
+from mlflow_bundle._table_specs import TABLES
+from mlflow_bundle.errors import BundleNotFoundError, CorruptError, LimitError, NotFoundError, UsageError
+from mlflow_bundle.records import KINDS, ObjectRef, Record, record_id
+from tests.building import PLAIN, TINY, Content, content_of, everything_of, pack_content, plain_rows, plain_schema
 from tests.fixtures.content import ContentSummary
 
 #: Many objects of each role, and row groups of many runs.
@@ -196,6 +197,123 @@ def test_several_runs_at_once_are_the_same_as_each(archive: bundle.Bundle, runs:
         assert files == [row for run in chosen for row in archive.files(run_id=run).to_pylist()]
 
 
+# -- other kinds -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def content() -> Content:
+    return everything_of(20)
+
+
+@pytest.fixture(scope="module")
+def everything(content: Content, tmp_path_factory: pytest.TempPathFactory) -> Iterator[bundle.Bundle]:
+    """An archive with entities of many kinds in many small objects."""
+    folder = tmp_path_factory.mktemp("everything") / "b"
+    with open_storage(folder, create=True) as storage:
+        pack_content(storage, content)
+    with bundle.open(folder) as opened:
+        yield opened
+
+
+def of_kind(content: Content, kind: str) -> list[Record]:
+    return [record for record in content.entities if str(record.__struct_config__.tag) == kind]
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_records_of_every_kind(everything: bundle.Bundle, content: Content, kind: str) -> None:
+    """Each record comes back as it was, all together in archive order and each by its id; the table has a row for each."""
+    records = {"experiment": content.experiments, "run": content.runs}.get(kind) or of_kind(content, kind)
+    assert list(everything.records(kind)) == records
+    assert [everything.record(kind, record_id(record)) for record in records] == list(records)
+    table = everything.table(kind)
+    assert table.num_rows == len(records)
+    with pytest.raises(NotFoundError) as raised:
+        everything.record(kind, "none")
+    assert raised.value.code == f"{kind.replace('_', '-')}-not-found"
+
+
+def test_the_tables_of_entities_have_names(everything: bundle.Bundle, content: Content) -> None:
+    """Models, versions, traces and assessments are tables with a row for each."""
+    tables = {
+        "logged_model": everything.models(),
+        "registered_model": everything.registered_models(),
+        "model_version": everything.model_versions(),
+        "trace": everything.traces(),
+    }
+    for kind, table in tables.items():
+        assert table.equals(everything.table(kind))
+        assert table.num_rows == len(of_kind(content, kind))
+    assessments = everything.assessments()
+    assert assessments.column("assessment_id").to_pylist() == [f"a-{n}" for n in range(20)]
+    assert assessments.column_names[:2] == ["trace_id", "experiment_id"]
+
+
+@pytest.mark.parametrize("table", PLAIN)
+def test_rows_are_those_of_their_owners(everything: bundle.Bundle, content: Content, table: str) -> None:
+    """All rows, those of one owner, and those of some, are what was packed, column by column."""
+    ids = [record_id(record) for record in of_kind(content, PLAIN[table])]
+    whole = everything.spans() if table == "spans/1" else everything.model_metrics()
+    expected = plain_rows(table, {PLAIN[table]: ids}, content.rows)
+    assert whole.schema == TABLES[table].schema
+    assert set(whole.column("experiment_id").to_pylist()) == {"1"}
+    assert whole.column(str(TABLES[table].owner)).to_pylist() == [ids[n] for n in expected.column("owner").to_pylist()]
+    columns = expected.column_names[1:]
+    assert repr(whole.select(columns).to_pylist()) == repr(expected.select(columns).to_pylist())
+    for identity in ids:
+        one = everything.spans(trace_id=identity) if table == "spans/1" else everything.model_metrics(model_id=identity)
+        own = plain_rows(table, {PLAIN[table]: [identity]}, content.rows)
+        assert repr(one.select(columns).to_pylist()) == repr(own.select(columns).to_pylist())
+    for chosen in (ids, ids[::-1], ids[1::2], ids[::3], []):
+        found = pa.concat_tables([plain_schema(table).empty_table(), *everything.rows(table, chosen)])
+        assert repr(found.to_pylist()) == repr(plain_rows(table, {PLAIN[table]: chosen}, content.rows).to_pylist())
+    with pytest.raises(NotFoundError):
+        list(everything.rows(table, ["none"]))
+
+
+@pytest.mark.parametrize("kind", ["logged_model", "model_version", "trace"])
+def test_files_of_every_kind(everything: bundle.Bundle, content: Content, kind: str) -> None:
+    """Files are listed for all owners of a kind, for some and for one, and open with their content."""
+    expected = [
+        (record_id(record), path, data)
+        for record in of_kind(content, kind)
+        for path, data in sorted(content.entity_files.get((kind, record_id(record)), {}).items())
+    ]
+    assert len(expected) > 3
+    listed = [(owner, path, len(data), hashlib.sha256(data).hexdigest(), "ok") for owner, path, data in expected]
+    assert rows_of(everything.files(kind=kind)) == listed
+    ids = [record_id(record) for record in of_kind(content, kind)]
+    assert rows_of(everything.files_of_entities(kind, ids)) == listed
+    for owner in ids:
+        assert rows_of(everything.files(kind=kind, id=owner)) == [row for row in listed if row[0] == owner]
+    for owner, path, data in expected:
+        with everything.open_file(owner, path, kind=kind) as stream:
+            assert stream.read() == data
+    with pytest.raises(NotFoundError, match=f"{kind.replace('_', ' ')} {ids[0]} has no file 'none'"):
+        everything.open_file(ids[0], "none", kind=kind)
+
+
+def rows_of(table: pa.Table) -> list[tuple[Any, ...]]:
+    assert table.column_names == ["owner_id", "path", "size", "sha256", "state"]
+    return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+
+
+def test_an_unknown_kind_is_a_mistake(everything: bundle.Bundle) -> None:
+    """A kind that this release does not know is named, with those that it knows."""
+    for call in (lambda: everything.records("spam"), lambda: everything.record("spam", "1"), lambda: everything.table("spam")):
+        with pytest.raises(UsageError, match="spam"):
+            call()
+
+
+@pytest.mark.parametrize("limits", [Limits(row_group_rows=3), Limits(row_group_bytes=300)])
+def test_a_row_group_beyond_the_limits_is_refused(everything: bundle.Bundle, limits: Limits) -> None:
+    """A table whose row group would take too much memory is not read, whole or in part."""
+    with bundle.open(everything.url, limits=limits) as archive:
+        for call in (archive.spans, archive.metrics, archive.model_metrics, archive.runs, lambda: archive.files(kind="trace")):
+            with pytest.raises(LimitError) as raised:
+                call()
+            assert raised.value.code == "E094"
+
+
 # -- parts without the rest ------------------------------------------------------------------------------------------------
 
 
@@ -280,6 +398,27 @@ def test_one_file_is_one_range(counted: tuple[bundle.Bundle, Counter[str]]) -> N
     assert read_of(archive, counter, "records") == read_of(archive, counter, "metrics") == 0
 
 
+def test_one_trace_is_one_range_and_one_row_group(tmp_path: Path) -> None:
+    """A trace and its spans are read from the view, one frame and one row group, without the others."""
+    content = everything_of(60)
+    for (table, _), rows in content.rows.items():
+        for number, row in enumerate(rows if table == "spans/1" else ()):
+            row["content"] = "".join(chr(0x100 + (number * 31 + i * i) % 5000) for i in range(80_000))
+    with open_storage(tmp_path / "b", create=True) as storage:
+        pack_content(storage, content, targets=Targets(frame_bytes=8_000))
+    storage = Counting(str(tmp_path / "b"), tmp_path / "b")
+    storage.read_bytes = counter = Counter()
+    archive = bundle.Bundle(storage, find_snapshot(storage, None))
+    trace = record_id(of_kind(content, "trace")[31])
+    archive.record("trace", trace)
+    assert not read_of(archive, counter, "spans")
+    traces = [ref for ref in archive.objects if (ref.role, ref.kind) == ("records", "trace")]
+    assert 0 < sum(counter[ref.path] for ref in traces) < sum(ref.size for ref in traces) / 2
+    assert archive.spans(trace_id=trace).num_rows == 5
+    assert 0 < read_of(archive, counter, "spans") < 0.8
+    assert read_of(archive, counter, "metrics") == read_of(archive, counter, "files") == read_of(archive, counter, "packs") == 0
+
+
 # -- what is not there, and what is damaged --------------------------------------------------------------------------------
 
 
@@ -334,6 +473,14 @@ def read_everything(archive: bundle.Bundle) -> list[Any]:
         for path in archive.files(run_id=run)["path"].to_pylist():
             with archive.open_file(run, path) as stream:
                 everything.append(stream.read())
+    for kind in ("logged_model", "model_version", "trace"):
+        everything += [list(archive.records(kind)), archive.files(kind=kind)]
+        everything += [archive.record(kind, record_id(record)) for record in archive.records(kind)]
+    everything += [list(archive.records("scorer")), repr(archive.model_metrics().to_pylist()), archive.spans()]
+    everything += [archive.spans(trace_id=trace) for trace in archive.traces()["trace_id"].to_pylist()]
+    everything += [
+        repr(archive.model_metrics(model_id=model).to_pylist()) for model in archive.models()["model_id"].to_pylist()
+    ]
     return everything
 
 
@@ -347,7 +494,7 @@ def test_damage_never_gives_other_answers(tmp_path: Path) -> None:
     """Whatever byte of whatever object is flipped: reading raises ``CorruptError``, or what was read is right."""
     good = tmp_path / "good"
     with open_storage(good, create=True) as storage:
-        content = content_of(6)
+        content = everything_of(5)
         content.files[content.runs[2].run_id]["large"] = bytes(range(256)) * 8
         pack_content(storage, content, targets=TINY)
     with bundle.open(good) as archive:
@@ -365,7 +512,7 @@ def test_damage_never_gives_other_answers(tmp_path: Path) -> None:
                 except CorruptError:
                     noticed[ref.role] += 1
         shutil.rmtree(bad)
-    assert set(noticed) == {"records", "metrics", "files", "index", "views", "packs", "blobs"}
+    assert set(noticed) == {"records", "metrics", "model_metrics", "spans", "files", "index", "views", "packs", "blobs"}
 
 
 @pytest.mark.parametrize("damage", ["removed", "cut"])
@@ -373,7 +520,7 @@ def test_a_lost_object_is_an_error(tmp_path: Path, damage: str) -> None:
     """An object that is missing or too short raises, and never looks like less content."""
     good = tmp_path / "good"
     with open_storage(good, create=True) as storage:
-        pack_content(storage, content_of(6), targets=TINY)
+        pack_content(storage, everything_of(5), targets=TINY)
     for ref in objects_to_damage(good):
         bad = tmp_path / "bad"
         shutil.copytree(good, bad)

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from mlflow_bundle._table_specs import TABLES
 from mlflow_bundle._tables import open_table
 from mlflow_bundle._views import RUNS_VIEW, wide_runs
 from mlflow_bundle.records import KINDS, record_id
-from tests.building import Content, everything_of, pack_content, rows_digest
+from tests.building import TINY, Content, everything_of, pack_content, rows_digest
 from tests.fixtures.content import ContentSummary
 
 
@@ -117,7 +118,7 @@ def test_the_view_of_an_entity_says_where_everything_lies(tmp_path: Path) -> Non
     """Each row of an entity view has the frame and digest of its record, and the rows, digest and place of what it owns."""
     content = everything_of(30)
     with open_storage(tmp_path / "b", create=True) as storage:
-        committed, _ = pack_content(storage, content)
+        committed, _ = pack_content(storage, content, targets=replace(TINY, records_bytes=800))
         refs = [ref for ref in objects_of(storage, committed.snapshot) if ref.role in ("records", "views")]
         for kind in ("logged_model", "model_version", "trace"):
             shards = [ref for ref in refs if (ref.role, ref.kind) == ("records", kind)]

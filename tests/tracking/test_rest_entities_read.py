@@ -53,10 +53,11 @@ from mlflow.utils.rest_utils import MlflowHostCreds
 from msgspec import UNSET
 
 from mlflow_bundle.entities import ModelVersion, Record
-from mlflow_bundle.errors import NotFoundError, UnsupportedError
+from mlflow_bundle.errors import NotFoundError, StorageError, UnsupportedError
 from mlflow_bundle.kinds import KINDS, order_key, record_id
 from mlflow_bundle.tracking._port import ROW_SCHEMAS, EntityQuery, RunQuery
 from mlflow_bundle.tracking._rest import API, RestClient
+from mlflow_bundle.tracking.artifacts._http import ModelArtifacts
 from mlflow_bundle.tracking.artifacts._own import own_location
 from mlflow_bundle.tracking.rest import _entities_read, _models_read
 from mlflow_bundle.tracking.rest._features import API3
@@ -468,6 +469,19 @@ def test_files_belong_to_one_owner(made: Made, source: RestSource, tmp_path: Pat
     assert own_location(versions["model/3"]) == "s3://elsewhere/b"
     local = ModelVersion(name="model", version=9, source=tmp_path.as_uri(), run_id=made.ids["run"])
     assert [info.path for info in source.artifacts(local).walk()] == ["weights"]
+    with pytest.raises(StorageError, match="not on this machine"):
+        source.artifacts(ModelVersion(name="model", version=9, source=f"{tmp_path}/nothing"))
+
+
+def test_files_of_logged_models_come_from_the_server_itself(made: Made, tmp_path: Path) -> None:
+    """Where the place of a logged model is the server's alone, the server lists and delivers its files."""
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "deep" / "er" / "leaf").write_bytes(b"12345")
+    made.client.log_model_artifacts(made.ids["failed"], str(tmp_path))
+    store = ModelArtifacts(RestClient(made.server.url), made.ids["failed"])
+    assert [(info.path, info.size) for info in store.walk()] == [("deep/er/leaf", 5)]
+    with store.open("deep/er/leaf") as stream:
+        assert stream.read() == b"12345"
 
 
 @pytest.mark.parametrize(

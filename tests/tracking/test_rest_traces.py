@@ -736,7 +736,7 @@ def test_texts_of_spans(payload: bytes, expected: list[str]) -> None:
 @pytest.mark.parametrize("payload", [b"", b"[]", b'{"spans": 1}', b'{"spans": NaN}', b"\xff"])
 def test_what_is_no_payload(payload: bytes) -> None:
     """Anything else raises ValueError, which becomes a problem."""
-    with pytest.raises(ValueError):  # noqa: PT011 - the kind is the contract
+    with pytest.raises(ValueError):
         span_texts(payload)
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import numpy as np
+from msgspec import UnsetType
 
 from mlflow_bundle.entities import (
     BudgetPolicy,
@@ -105,10 +106,7 @@ class ConfigurationReader:
         ):
             bindings[binding["endpoint_id"]].append(binding)
         for workspace, answer in self._endpoints():
-            # Weights travel in single precision, and that is what MLflow keeps of them in a double.
-            mappings = [
-                {**one, "weight": decimal(float(np.float32(one.get("weight", 0.0))))} for one in answer.get("model_mappings", [])
-            ]
+            mappings = [{**one, "weight": _weight(one.get("weight"))} for one in answer.get("model_mappings", [])]
             yield record(
                 GatewayEndpoint,
                 answer,
@@ -222,6 +220,11 @@ class ConfigurationReader:
         """Where the servers are reached."""
         for _, answer in self._list(f"{_MCP}/endpoints", "mcp_access_endpoints", "id", params={"max_results": _PAGE}):
             yield record(McpAccessEndpoint, answer, **_times(answer))
+
+
+def _weight(shown: float | None) -> str | UnsetType:
+    """A weight, which travels in single precision: MLflow keeps that number in a double."""
+    return decimal(None if shown is None else float(np.float32(shown)))
 
 
 def _fallback(endpoint: Answer) -> Answer | None:

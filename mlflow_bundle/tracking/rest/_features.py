@@ -161,7 +161,8 @@ class SourceServer:
     def absent(self) -> tuple[str, ...]:
         """The kinds that the server does not have or does not have switched on, in archive order."""
         asked = {"workspace", *(kind for probe in _PROBES for kind in probe.kinds)}
-        return tuple(kind for kind in KINDS if kind in asked and kind not in self.kinds)
+        known = {*self.kinds, *(problem.kind for problem in self.forbidden)}
+        return tuple(kind for kind in KINDS if kind in asked and kind not in known)
 
     def _answers(self, probe: _Probe) -> bool:
         client = self.workspaces[0].client

@@ -77,7 +77,7 @@ def record(kind: type[Some], answer: Mapping[str, Any], /, **more: Any) -> Some:
 
 
 def json_text(value: Any) -> str | UnsetType:
-    """A JSON value as text, its members in their order, spelled as MLflow spells it in its database; absent where there is none."""
+    """A JSON value as the text that MLflow makes of it in its database, members in their order; absent where there is none."""
     return UNSET if value is None else json.dumps(value)
 
 

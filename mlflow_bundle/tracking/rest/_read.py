@@ -6,6 +6,7 @@ import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -14,11 +15,12 @@ from msgspec import UNSET
 
 from mlflow_bundle._parallel import bounded_map
 from mlflow_bundle.entities import LoggedModel, ModelVersion, Trace
-from mlflow_bundle.errors import NotFoundError, ServerError, UsageError
+from mlflow_bundle.errors import NotFoundError, ServerError, StorageError, UsageError
 from mlflow_bundle.records import Experiment, Problem, Record, Run, Source, order_key, record_id
 from mlflow_bundle.tracking._port import ArtifactStore, EntityQuery, RunQuery
 from mlflow_bundle.tracking._rest import RefusedError, RestClient
 from mlflow_bundle.tracking.artifacts import artifact_store
+from mlflow_bundle.tracking.artifacts._local import local_path
 from mlflow_bundle.tracking.artifacts._own import NoArtifacts, own_location
 from mlflow_bundle.tracking.rest._answers import (
     RunAnswer,
@@ -168,6 +170,7 @@ class RestSource:
             location = own_location(record)
             if location is None:
                 return NoArtifacts()
+            _must_be_here(location, record)
             client = self._server.workspace(record.workspace).client
         else:
             assert isinstance(record, Run | LoggedModel | Trace)
@@ -327,6 +330,19 @@ class RestSource:
             if not page.next_page_token:
                 return answers
             search = msgspec.structs.replace(search, page_token=page.next_page_token)
+
+
+def _must_be_here(location: str, version: ModelVersion) -> None:
+    """A server does not list the files of a version: a folder has to be on this machine too.
+
+    Raises:
+        StorageError: it is not, so that nobody can say which files there are.
+    """
+    if location.startswith(("/", "file:")) and not Path(local_path(location)).is_dir():
+        raise StorageError(
+            f"the folder {location} of version {version.version} of {version.name!r} is not on this machine",
+            hint="run on the machine of the server, or where its folder is mounted",
+        )
 
 
 def _quoted(text: str) -> str:
