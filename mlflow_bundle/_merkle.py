@@ -9,7 +9,7 @@ from typing import Final
 from mlflow_bundle._digests import PREFIX
 from mlflow_bundle.records import Logical, LogicalKind
 
-__all__ = ["MerkleTree", "leaf", "logical"]
+__all__ = ["MerkleTree", "leaf", "logical", "logical_of"]
 
 _CONTEXT: Final = b"mlflow-bundle/1 "
 
@@ -51,10 +51,14 @@ def _node(left: bytes, right: bytes) -> bytes:
 
 def logical(trees: Mapping[str, MerkleTree]) -> Logical:
     """The logical section of a snapshot: the root of each kind that has records, and the root over those in name order."""
+    return logical_of({name: (tree.root(), tree.rows) for name, tree in trees.items() if tree.rows})
+
+
+def logical_of(roots: Mapping[str, tuple[bytes, int]]) -> Logical:
+    """The same from the root and the number of records of each kind."""
     over = MerkleTree()
     kinds = {}
-    for name in sorted(name for name, tree in trees.items() if tree.rows):
-        root = trees[name].root()
+    for name, (root, rows) in sorted(roots.items()):
         over.add(leaf("root", name.encode(), b"\x00", root))
-        kinds[name] = LogicalKind(root=PREFIX + root.hex(), rows=trees[name].rows)
+        kinds[name] = LogicalKind(root=PREFIX + root.hex(), rows=rows)
     return Logical(root=PREFIX + over.root().hex(), kinds=kinds)

@@ -28,6 +28,20 @@ from mlflow_bundle.records import KINDS, ObjectRef, Record, record_id
 __all__ = ["FILES", "Place", "Reader", "owner_kind"]
 
 FILES: Final = "files/1"
+#: The columns of an entity view that say where the record and the rows lie.
+_PLACES: Final = [
+    "id",
+    "record_object",
+    "frame_offset",
+    "frame_length",
+    "record_digest",
+    "table_rows",
+    "table_object",
+    "table_start",
+    "file_rows",
+    "file_object",
+    "file_start",
+]
 _OWNER_KINDS: Final = {table: kind.name for kind in KINDS.values() for table in kind.tables if table != FILES}
 
 
@@ -53,6 +67,8 @@ class Reader:
         self.limits = limits
         self._views: dict[str, pa.Table] = {}
         self._rows_by_id: dict[str, Mapping[str, int]] = {}
+        #: The row group that was read last: object, number, rows.
+        self._kept: tuple[str, int, pa.Table] | None = None
 
     @cached_property
     def objects(self) -> list[ObjectRef]:
@@ -106,11 +122,15 @@ class Reader:
     # -- views -----------------------------------------------------------------------------------------------------
 
     def view(self, kind: str) -> pa.Table:
-        """The view of a kind: one row an entity, in archive order."""
+        """The view of a kind: one row an entity, in archive order; for other kinds than runs just where things lie."""
         if kind not in self._views:
-            spec = RUNS_VIEW if kind == "run" else ENTITY_VIEW
-            parts = [self.table(ref, spec) for ref in self.refs(_layout.VIEWS, kind)]
-            self._views[kind] = pa.concat_tables([spec.schema.empty_table(), *parts]).combine_chunks()
+            refs = self.refs(_layout.VIEWS, kind)
+            if kind == "run":
+                parts = [RUNS_VIEW.schema.empty_table(), *(self.table(ref, RUNS_VIEW) for ref in refs)]
+            else:
+                parts = [part for ref in refs for part in self._groups(ref, ENTITY_VIEW, _PLACES)]
+                parts = parts or [ENTITY_VIEW.schema.empty_table().select(_PLACES)]
+            self._views[kind] = pa.concat_tables(parts).unify_dictionaries().combine_chunks()
         return self._views[kind]
 
     def row_of(self, kind: str, identity: str) -> int:
@@ -136,10 +156,13 @@ class Reader:
 
     def table(self, ref: ObjectRef, spec: TableSpec, columns: Sequence[str] | None = None) -> pa.Table:
         """A whole table object, its bytes and its rows checked."""
-        data = pa.BufferReader(read_verified(self._storage, ref.path, limit=self.limits.table_bytes))
-        groups = row_groups(data, spec, name=ref.path, limits=self.limits, columns=columns)
         schema = _schema(spec, columns)
+        groups = self._groups(ref, spec, columns)
         return pa.concat_tables([schema.empty_table(), *(group.cast(schema) for group in groups)])
+
+    def _groups(self, ref: ObjectRef, spec: TableSpec, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+        data = pa.BufferReader(read_verified(self._storage, ref.path, limit=self.limits.table_bytes))
+        return row_groups(data, spec, name=ref.path, limits=self.limits, columns=columns)
 
     def whole(self, table: str, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows of all objects of a table."""
@@ -186,7 +209,20 @@ class Reader:
                 raise CorruptError(f"the view of {kind} names {path!r}, which is no object", code="E021")
             with self._storage.open(path) as file:
                 opened = CheckedTable(file, spec, name=path, limits=self.limits)
-                yield from _pieces(opened, places, path)
+                yield from self._pieces(opened, places, path)
+
+    def _pieces(self, table: CheckedTable, places: Iterable[Place], path: str) -> Iterator[pa.Table]:
+        """The rows at these places of an object, those that follow each other in one row group together."""
+        for group, stretches in groupby(_parts(table.rows, places, path), key=lambda part: part[0]):
+            if self._kept is None or self._kept[:2] != (path, group):
+                self._kept = (path, group, table.read(group))
+            rows = self._kept[2]
+            ranges = [(first, last) for _, first, last in stretches]
+            if len(ranges) == 1:
+                ((first, last),) = ranges
+                yield rows.slice(first, last - first)
+            else:
+                yield rows.take(pa.array(np.concatenate([np.arange(first, last) for first, last in ranges])))
 
     def _place(self, kind: str, table: str, identity: str) -> Place:
         row, prefix, view = self.row_of(kind, identity), _prefix(kind, table), self.view(kind)
@@ -217,18 +253,6 @@ def _joined(places: Iterable[Place]) -> Iterator[Place]:
         last = place
     if last:
         yield last
-
-
-def _pieces(table: CheckedTable, places: Iterable[Place], path: str) -> Iterator[pa.Table]:
-    """The rows at these places of an object, those that follow each other in one row group together."""
-    for group, stretches in groupby(_parts(table.rows, places, path), key=lambda part: part[0]):
-        rows = table.read(group)
-        ranges = [(first, last) for _, first, last in stretches]
-        if len(ranges) == 1:
-            ((first, last),) = ranges
-            yield rows.slice(first, last - first)
-        else:
-            yield rows.take(pa.array(np.concatenate([np.arange(first, last) for first, last in ranges])))
 
 
 def _parts(groups: Sequence[int], places: Iterable[Place], path: str) -> Iterator[tuple[int, int, int]]:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-__all__ = ["NO_SERIES", "SeriesDigester", "segments", "series_digests", "sort_series", "total_order"]
+__all__ = ["NO_SERIES", "SeriesDigester", "in_order", "key_ranks", "segments", "series_digests", "sort_series", "total_order"]
 
 #: The columns that a metrics table shares with the series tables of sources and targets.
 SERIES_COLUMNS: Final = ("key", "step", "timestamp", "value")
@@ -28,7 +28,7 @@ def total_order(values: npt.NDArray[np.float64]) -> Codes:
     return bits ^ ((bits >> 63) & np.int64(0x7FFF_FFFF_FFFF_FFFF))
 
 
-def _key_ranks(keys: pa.ChunkedArray | pa.Array) -> tuple[Codes, list[str]]:
+def key_ranks(keys: pa.ChunkedArray | pa.Array) -> tuple[Codes, list[str]]:
     """Each key as its rank among the distinct keys by UTF-8 bytes, and those keys in that order."""
     encoded = keys.combine_chunks() if isinstance(keys, pa.ChunkedArray) else keys
     if not pa.types.is_dictionary(encoded.type):
@@ -53,15 +53,15 @@ def sort_series(table: pa.Table) -> pa.Table:
     """
     if table.num_rows < 2:
         return table
-    ranks, names = _key_ranks(table.column("key"))
+    ranks, names = key_ranks(table.column("key"))
     series = _column(table, "owner").astype(np.int64) * max(len(names), 1) + ranks
     columns = [series, _column(table, "step"), _column(table, "timestamp"), total_order(_column(table, "value"))]
-    if _in_order(columns):
+    if in_order(columns):
         return table
     return table.take(pa.array(np.lexsort(columns[::-1])))
 
 
-def _in_order(columns: Sequence[Codes]) -> bool:
+def in_order(columns: Sequence[Codes]) -> bool:
     """Whether the rows are in lexicographic order of the columns."""
     undecided = np.ones(len(columns[0]) - 1, dtype=bool)
     for column in columns:

@@ -27,6 +27,7 @@ class TableSpec(msgspec.Struct, frozen=True):
     encodings: Mapping[str, str] = MappingProxyType({})
     owner: str | None = None
     digested: tuple[str, ...] = ()
+    order: tuple[str, ...] = ()
     weighed: str | None = None
 
 
@@ -155,6 +156,7 @@ _MODEL_METRICS: Final = TableSpec(
     encodings={"step": "DELTA_BINARY_PACKED", "timestamp": "DELTA_BINARY_PACKED", "value": "BYTE_STREAM_SPLIT"},
     owner="model_id",
     digested=("key", "step", "timestamp", "value", "run_id", "dataset_name", "dataset_digest"),
+    order=("key", "step", "timestamp", "run_id"),
 )
 _SPANS: Final = TableSpec(
     _layout.SPANS,
@@ -179,6 +181,7 @@ _SPANS: Final = TableSpec(
     encodings={"start_time_unix_nano": "DELTA_BINARY_PACKED", "end_time_unix_nano": "DELTA_BINARY_PACKED"},
     owner="trace_id",
     digested=("span_id", "parent_span_id", "name", "type", "status", "start_time_unix_nano", "end_time_unix_nano", "content"),
+    order=("start_time_unix_nano", "span_id"),
     weighed="content",
 )
 #: Where the record and the rows of each entity lie, for the kinds that own tables and are no runs.

@@ -334,3 +334,28 @@ def test_additional_columns_are_allowed() -> None:
     sink = io.BytesIO()
     pq.write_table(more, sink)
     assert open_table(sink, METRICS, name="x").read().num_rows == 10
+
+
+def test_row_groups_of_long_texts_are_small() -> None:
+    """A row group of spans ends before its texts exceed 16 MiB, wherever the rows were cut when they came; a text that is
+    longer than that has a row group of its own."""
+    mib = 2**20
+    sizes = [mib // 2] * 100 + [20 * mib, 1, 15 * mib, mib, 1] + [10] * 5
+    spec = TABLES["spans/1"]
+    documents = [{f.name: None if f.nullable else "x" if f.type == pa.string() else 1 for f in spec.schema} for _ in sizes]
+    table = pa.Table.from_pylist(documents, schema=spec.schema)
+    contents = pa.array(["c" * size for size in sizes])
+    table = table.set_column(spec.schema.get_field_index("content"), spec.schema.field("content"), contents)
+    written = set()
+    for cut in (7, 33, len(sizes)):
+        sink = io.BytesIO()
+        writer = TableWriter(sink, spec)
+        for start in range(0, len(sizes), cut):
+            writer.add(table.slice(start, cut))
+        writer.close()
+        written.add(sink.getvalue())
+    (data,) = written
+    file = pq.ParquetFile(io.BytesIO(data))
+    groups = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+    assert groups == [32, 32, 32, 4, 1, 3, 6]
+    assert open_table(io.BytesIO(data), spec, name="x").read().equals(table)

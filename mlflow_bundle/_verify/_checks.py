@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_bundle import _layout
+from mlflow_bundle._digests import PREFIX, is_hex
 from mlflow_bundle._manifest import Committed
-from mlflow_bundle._merkle import MerkleTree, leaf, logical
-from mlflow_bundle._owners import NO_FILES
+from mlflow_bundle._merkle import MerkleTree, leaf, logical_of
+from mlflow_bundle._owners import NO_FILES, NO_ROWS
 from mlflow_bundle._series import NO_SERIES
+from mlflow_bundle._table_specs import TABLES
 from mlflow_bundle._verify._findings import Findings
-from mlflow_bundle._verify._objects import Objects
+from mlflow_bundle._verify._objects import OWNERS, Objects
 from mlflow_bundle._verify._record_facts import NO_LATEST, RecordFacts, ViewFacts
 from mlflow_bundle._verify._table_facts import CONTENTS, EXTENTS, Extents, IndexFacts, OwnerFacts
 from mlflow_bundle.records import KINDS, ObjectRef
@@ -27,6 +29,8 @@ __all__ = ["TablesCheck"]
 _KNOWN_ROLES: Final = (
     _layout.RECORDS,
     _layout.METRICS,
+    _layout.MODEL_METRICS,
+    _layout.SPANS,
     _layout.FILES,
     _layout.INDEX,
     _layout.VIEWS,
@@ -35,6 +39,12 @@ _KNOWN_ROLES: Final = (
     _layout.BLOBS,
 )
 _RUN: Final = "run"
+_METRICS: Final = "metrics/1"
+_FILES: Final = "files/1"
+#: The kinds whose records have views beside them.
+_VIEWED: Final = tuple(kind.name for kind in KINDS.values() if kind.tables)
+#: Under which name a snapshot counts the rows of a table.
+_COUNTED: Final = {_METRICS: "metric_point", "model_metrics/1": "model_metric_point", "spans/1": "span"}
 _EXPERIMENT: Final = "experiment"
 _EXAMPLES: Final = 3
 
@@ -51,8 +61,10 @@ class TablesCheck:
         self._snapshot = committed.snapshot
         self._path = _layout.snapshot_path(committed.stem)
         self._records: dict[str, pa.Table] = {}
-        self._series = _Owners(_layout.METRICS, NO_SERIES)
-        self._files = _Owners(_layout.FILES, NO_FILES)
+        self._owned = {
+            (kind.name, table): _Owners(kind.name, table, _nothing(table)) for kind in KINDS.values() for table in kind.tables
+        }
+        self._table_rows: dict[str, int] = defaultdict(int)
         self._contents = np.empty(0, CONTENTS)
         self._file_bytes = 0
         self.extents: Extents = np.empty(0, EXTENTS)
@@ -62,11 +74,12 @@ class TablesCheck:
     def run(self) -> None:
         """Check everything."""
         shards = self._check_records()
-        views = self._read_views()
-        self._check_series()
+        views = {kind: self._read_views(kind) for kind in _VIEWED}
+        self._check_rows()
         self._check_files()
         self._check_owners()
-        self._check_views(shards, views)
+        for kind in _VIEWED:
+            self._check_views(kind, shards[kind], views[kind])
         self._check_roots()
         self._check_index()
         self._objects.whole([ref for ref in self._refs if self._is_unknown(ref)], self._findings)
@@ -75,7 +88,7 @@ class TablesCheck:
         return [ref for ref in self._refs if ref.role == role and kind in (None, ref.kind)]
 
     def _is_unknown(self, ref: ObjectRef) -> bool:
-        return ref.role not in _KNOWN_ROLES or (ref.role == _layout.VIEWS and ref.kind != _RUN)
+        return ref.role not in _KNOWN_ROLES or (ref.role == _layout.VIEWS and ref.kind not in _VIEWED)
 
     def _add(self, code: str, message: str, path: str | None = None, runs: Iterable[str] = ()) -> None:
         self._findings.add(code, message, object=self._path if path is None else path, runs=runs)
@@ -93,17 +106,17 @@ class TablesCheck:
 
     # -- records ---------------------------------------------------------------------------------------------------------
 
-    def _check_records(self) -> list[tuple[ObjectRef, RecordFacts | None]]:
-        """Rows, digests, order and ids of all records. The objects of runs."""
+    def _check_records(self) -> dict[str, list[tuple[ObjectRef, RecordFacts | None]]]:
+        """Rows, digests, order and ids of all records. The objects of the kinds that have views."""
         by_kind: dict[str, list[ObjectRef]] = defaultdict(list)
         for ref in self._of(_layout.RECORDS):
             by_kind[ref.kind if isinstance(ref.kind, str) else ""].append(ref)
-        shards: list[tuple[ObjectRef, RecordFacts | None]] = []
+        shards: dict[str, list[tuple[ObjectRef, RecordFacts | None]]] = {kind: [] for kind in _VIEWED}
         for kind, refs in by_kind.items():
             tables, last = [], None
             for ref, facts in self._objects.records(refs, self._findings):
-                if kind == _RUN:
-                    shards.append((ref, facts))
+                if kind in shards:
+                    shards[kind].append((ref, facts))
                 if facts is None:
                     continue
                 self._check_shard(ref, facts, known=kind in KINDS)
@@ -150,22 +163,31 @@ class TablesCheck:
 
     # -- metrics and files -----------------------------------------------------------------------------------------------
 
-    def _check_series(self) -> None:
-        for ref, facts in self._objects.series(self._of(_layout.METRICS), self._findings):
-            if facts is not None:
-                self._check_table(ref, facts.rows, facts.content)
-                self._series.take(ref.path, facts)
+    def _check_rows(self) -> None:
+        """Metric points and plain rows."""
+        for table, kind in OWNERS.items():
+            refs = self._of(TABLES[table].role)
+            read = self._objects.series(refs, self._findings) if table == _METRICS else None
+            for ref, facts in read or self._objects.rows(refs, table, self._findings):
+                if facts is not None:
+                    self._check_table(ref, facts.rows, facts.content)
+                    self._table_rows[table] += facts.rows
+                    self._owned[kind, table].take(ref.path, facts)
 
     def _check_files(self) -> None:
         contents = [self._contents]
         for ref, facts in self._objects.files(self._of(_layout.FILES), self._findings):
-            if facts is not None:
-                self._check_table(ref, facts.rows, facts.content)
-                self._files.take(ref.path, facts)
-                self._file_bytes += facts.file_bytes
-                contents = [np.unique(np.concatenate([*contents, facts.contents]))]
-                if facts.strangers:
-                    self._findings.state(f"files in {ref.path} of owners that this release does not know")
+            if facts is None:
+                continue
+            self._check_table(ref, facts.rows, facts.content)
+            self._table_rows[_FILES] += facts.rows
+            for (_, table), owners in self._owned.items():
+                if table == _FILES:
+                    owners.take(ref.path, facts)
+            self._file_bytes += facts.file_bytes
+            contents = [np.unique(np.concatenate([*contents, facts.contents]))]
+            if facts.strangers:
+                self._findings.state(f"files in {ref.path} of owners that this release does not know")
         self._contents = contents[0]
 
     def _check_table(self, ref: ObjectRef, rows: int, content: str | None = None) -> None:
@@ -174,41 +196,44 @@ class TablesCheck:
 
     def _check_owners(self) -> None:
         """Every owner has one place and a record, in the order of the records."""
-        unread = self._skip("whether all owners of metric points and files have records", _layout.RECORDS)
-        runs = self._column(_RUN, "id")
-        for owners in (self._series, self._files):
+        unread = self._skip("whether all owners of rows and files have records", _layout.RECORDS)
+        for (kind, _), owners in self._owned.items():
+            ids = self._column(kind, "id")
             table = owners.table()
             names = table.column("owner")
-            for run in _twice(names):
-                self._add("E042", f"run {run} has rows in several objects of role {owners.role}", runs=[run])
-            known = pc.index_in(names, value_set=_plain(runs)) if len(runs) else pa.nulls(len(names), pa.int32())
+            for name in _twice(names):
+                message = f"{kind} {name} has rows in several objects of role {owners.role}"
+                self._add("E042", message, runs=_runs(kind, [name]))
+            known = pc.index_in(names, value_set=_plain(ids)) if len(ids) else pa.nulls(len(names), pa.int32())
             places = np.asarray(pc.fill_null(known, -1)).astype(np.int64)
             if not unread:
                 for row in np.flatnonzero(places < 0).tolist():
-                    run, path = names[row].as_py(), table.column("object")[row].as_py()
-                    self._add("E046", f"{path} holds rows of run {run}, which has no record", path, [run])
+                    name, path = names[row].as_py(), table.column("object")[row].as_py()
+                    self._add("E046", f"{path} holds rows of {kind} {name}, which has no record", path, _runs(kind, [name]))
             there = places >= 0
             falls = np.flatnonzero(np.diff(places[there]) < 0)
             if len(falls) and not self._findings.has("E061"):
                 path = table.column("object").filter(pa.array(there))[int(falls[0]) + 1].as_py()
-                self._add("E042", f"{path} holds runs in another order than that of their records", path)
-        self._check_own_experiments()
+                self._add("E042", f"{path} holds {kind}s in another order than that of their records", path)
+            if owners.named != _FILES:
+                self._check_own_experiments(kind, table)
 
-    def _check_own_experiments(self) -> None:
-        """The metric points of a run name the experiment of its record."""
-        table, runs = self._series.table(), self._records.get(_RUN)
-        if runs is None:
+    def _check_own_experiments(self, kind: str, table: pa.Table) -> None:
+        """The rows of an entity name the experiment of its record."""
+        records = self._records.get(kind)
+        if records is None:
             return
-        places = pc.index_in(table.column("owner"), value_set=_plain(runs.column("id")))
-        expected = runs.column("experiment_id").take(places)
+        places = pc.index_in(table.column("owner"), value_set=_plain(records.column("id")))
+        expected = records.column("experiment_id").take(places)
         for row in np.flatnonzero(np.asarray(pc.fill_null(pc.not_equal(expected, table.column("experiment")), False))).tolist():
-            run, path = table.column("owner")[row].as_py(), table.column("object")[row].as_py()
-            self._add("E046", f"{path} holds metric points of run {run} in another experiment than its record", path, [run])
+            name, path = table.column("owner")[row].as_py(), table.column("object")[row].as_py()
+            message = f"{path} holds rows of {kind} {name} in another experiment than its record"
+            self._add("E046", message, path, _runs(kind, [name]))
 
     # -- views -----------------------------------------------------------------------------------------------------------
 
-    def _read_views(self) -> list[tuple[ObjectRef, ViewFacts | None]]:
-        views = list(self._objects.views(self._of(_layout.VIEWS, _RUN), self._findings))
+    def _read_views(self, kind: str) -> list[tuple[ObjectRef, ViewFacts | None]]:
+        views = list(self._objects.views(self._of(_layout.VIEWS, kind), self._findings))
         for ref, facts in views:
             if facts is not None:
                 self._check_table(ref, facts.rows)
@@ -216,99 +241,118 @@ class TablesCheck:
 
     def _check_views(
         self,
+        kind: str,
         shards: Sequence[tuple[ObjectRef, RecordFacts | None]],
         views: Sequence[tuple[ObjectRef, ViewFacts | None]],
     ) -> None:
         if len(shards) != len(views):
-            self._add("E060", f"there are {len(views):,} runs views for {len(shards):,} records objects of runs")
+            self._add("E060", f"there are {len(views):,} views of {kind} for {len(shards):,} records objects")
             return
+        tables = KINDS[kind].tables
         for (shard, records), (view, facts) in zip(shards, views, strict=True):
             if facts is None:
                 continue
+            seen = _View(kind, view, facts.table, facts.table.column("run_id" if kind == _RUN else "id"))
             if records is not None:
-                self._compare_records(shard, records, view, facts)
-            runs = facts.table.column("run_id")
-            self._compare_owners(view, facts, "metric", self._series, runs)
-            self._compare_owners(view, facts, "file", self._files, runs)
-        self._skip("all that the runs views say of metric points and files", _layout.METRICS, _layout.FILES)
+                self._compare_records(shard, records, seen)
+            for table in tables:
+                prefix = "file" if table == _FILES else "metric" if kind == _RUN else "table"
+                self._compare_owners(seen, prefix, self._owned[kind, table])
+        if shards:
+            self._skip(f"all that the views of {kind} say of rows and files", *(TABLES[table].role for table in tables))
 
-    def _compare_records(self, shard: ObjectRef, records: RecordFacts, view: ObjectRef, facts: ViewFacts) -> None:
-        runs = facts.table.column("run_id")
-        if not _plain(runs).equals(_plain(records.table.column("id"))):
-            self._add("E060", f"{view.path} has other runs than the records in {shard.path}", view.path)
+    def _compare_records(self, shard: ObjectRef, records: RecordFacts, seen: _View) -> None:
+        if not _plain(seen.ids).equals(_plain(records.table.column("id"))):
+            self._add("E060", f"{seen.ref.path} has other {seen.kind}s than the records in {shard.path}", seen.ref.path)
             return
-        for name in ("shown", "record_digest", "frame_offset", "frame_length"):
-            self._compare(view, runs, name, records.table.column(name), facts.table.column(name))
-        self._compare(view, runs, "record_object", pa.repeat(shard.path, facts.rows), facts.table.column("record_object"))
-        if not self._unread(_layout.RECORDS):
+        for name in (
+            "record_digest",
+            "frame_offset",
+            "frame_length",
+            *(("shown",) if seen.kind == _RUN else ("experiment_id",)),
+        ):
+            self._compare(seen, name, records.table.column(name), seen.table.column(name))
+        self._compare(seen, "record_object", pa.repeat(shard.path, seen.table.num_rows), seen.table.column("record_object"))
+        if seen.kind == _RUN and not self._unread(_layout.RECORDS):
             places = pc.index_in(records.table.column("experiment_id"), value_set=_plain(self._column(_EXPERIMENT, "id")))
             names = self._column(_EXPERIMENT, "name").take(places)
-            self._compare(view, runs, "experiment_name", names, facts.table.column("experiment_name"))
+            self._compare(seen, "experiment_name", names, seen.table.column("experiment_name"))
 
-    def _compare_owners(self, view: ObjectRef, facts: ViewFacts, prefix: str, owners: _Owners, runs: pa.ChunkedArray) -> None:
-        """What a view says of the rows of its runs in one table."""
-        expected = owners.rows_of(runs)
-        said = facts.table.column(f"{prefix}_object")
+    def _compare_owners(self, seen: _View, prefix: str, owners: _Owners) -> None:
+        """What a view says of the rows of its entities in one table."""
+        expected = owners.rows_of(seen.ids)
+        said = seen.table.column(f"{prefix}_object")
         skip = None
         if self._unread(owners.role):  # what the view places elsewhere cannot be compared
             known = pc.is_in(said, value_set=pc.unique(owners.table().column("object")))
             skip = pc.and_not(pc.is_valid(said), known)
         for name in ("rows", "digest", "object", "start"):
-            self._compare(view, runs, f"{prefix}_{name}", expected.column(name), facts.table.column(f"{prefix}_{name}"), skip)
+            self._compare(seen, f"{prefix}_{name}", expected.column(name), seen.table.column(f"{prefix}_{name}"), skip)
         if prefix == "metric":
-            self._compare(view, runs, "latest_metrics", expected.column("latest"), facts.table.column("latest"), skip)
+            self._compare(seen, "latest_metrics", expected.column("latest"), seen.table.column("latest"), skip)
 
-    def _compare(  # noqa: PLR0917 - what is compared, then with what
-        self, view: ObjectRef, runs: pa.ChunkedArray, name: str, expected: Any, found: Any, skip: Any = None
-    ) -> None:
+    def _compare(self, seen: _View, name: str, expected: Any, found: Any, skip: Any = None) -> None:
         expected, found = _plain(expected), _plain(found)
         both_null = pc.and_(pc.is_null(expected), pc.is_null(found))
         differs = pc.and_not(pc.fill_null(pc.not_equal(expected, found), True), both_null)
         if skip is not None:
             differs = pc.and_not(differs, _plain(skip))
         if pc.any(differs).as_py():
-            wrong = _plain(runs).filter(differs).to_pylist()
+            wrong = _plain(seen.ids).filter(differs).to_pylist()
             what = "what it repeats of the record" if name == "shown" else name
-            self._add(
-                "E060", f"{view.path} says something else of run {_listed(wrong)} than its objects: {what}", view.path, wrong
-            )
+            message = f"{seen.ref.path} says something else of {seen.kind} {_listed(wrong)} than its objects: {what}"
+            self._add("E060", message, seen.ref.path, _runs(seen.kind, wrong))
 
     # -- the snapshot ----------------------------------------------------------------------------------------------------
 
     def _check_roots(self) -> None:
         counts: dict[str, int] = {}
-        if not self._unread(_layout.METRICS):
-            counts["metric_point"] = self._series.rows
+        for table, name in _COUNTED.items():
+            if not self._unread(TABLES[table].role):
+                counts[name] = self._table_rows[table]
         if not self._unread(_layout.FILES):
-            counts |= {"file": self._files.rows, "file_bytes": self._file_bytes}
+            counts |= {"file": self._table_rows[_FILES], "file_bytes": self._file_bytes}
         if not self._unread(_layout.RECORDS):
             counts |= {kind: len(self._column(kind, "id")) for kind in KINDS}
         for name, count in counts.items():
             said = self._snapshot.counts.get(name, 0)
             if said != count:
                 self._add("E064", f"the snapshot counts {said} of {name}; it has {count:,}")
-        if self._skip("the logical root and some counts", _layout.RECORDS, _layout.METRICS, _layout.FILES):
+        roles = {TABLES[table].role for kind in KINDS.values() for table in kind.tables}
+        if self._skip("the logical root and some counts", _layout.RECORDS, *roles):
             return
-        trees: dict[str, MerkleTree] = {}
-        for kind, parts in self._leaves():
-            trees.setdefault(kind, MerkleTree()).add(leaf(kind, *parts))
-        found, said_logical = logical(trees), self._snapshot.logical
+        found, said_logical = logical_of(self._roots()), self._snapshot.logical
         if found != said_logical:
             kinds = sorted(found.kinds.keys() | said_logical.kinds.keys())
             other = [kind for kind in kinds if found.kinds.get(kind) != said_logical.kinds.get(kind)]
             self._add("E065", f"the logical root is {found.root}, not {said_logical.root}; other records: {_listed(other)}")
 
-    def _leaves(self) -> Iterator[tuple[str, tuple[bytes, ...]]]:
+    def _roots(self) -> dict[str, tuple[bytes, int]]:
+        """The root of each kind. That of a kind which is not known here, whose leaves nobody can compute, is as the snapshot
+        says it, if it says as many records."""
+        roots = {}
         for kind, table in self._records.items():
-            for batch in table.to_batches():
-                digests = batch.column("logical").to_pylist()
-                if kind != _RUN:
-                    yield from ((kind, (digest,)) for digest in digests)
-                    continue
-                runs = batch.column("id")
-                series, files = (owners.rows_of(runs).column("digest").to_pylist() for owners in (self._series, self._files))
-                for digest, one, two in zip(digests, series, files, strict=True):
-                    yield kind, (digest, bytes.fromhex(one), bytes.fromhex(two))
+            said = self._snapshot.logical.kinds.get(kind)
+            if kind not in KINDS:
+                text = said.root.removeprefix(PREFIX) if said is not None else ""
+                roots[kind] = (bytes.fromhex(text) if is_hex(text) else b"", table.num_rows)
+                continue
+            tree = MerkleTree()
+            for parts in self._leaves(kind, table):
+                tree.add(leaf(kind, *parts))
+            if tree.rows:
+                roots[kind] = (tree.root(), tree.rows)
+        return roots
+
+    def _leaves(self, kind: str, table: pa.Table) -> Iterator[tuple[bytes, ...]]:
+        """The digests that make up each leaf of a kind: of the record, then of what it owns."""
+        for batch in table.to_batches():
+            ids = batch.column("id")
+            columns = [batch.column("logical").to_pylist()]
+            for name in KINDS[kind].tables:
+                digests = self._owned[kind, name].rows_of(ids).column("digest").to_pylist()
+                columns.append([bytes.fromhex(digest) for digest in digests])
+            yield from zip(*columns, strict=True)
 
     # -- the index -------------------------------------------------------------------------------------------------------
 
@@ -386,12 +430,32 @@ class TablesCheck:
             self.lost[code, self._path].update(lost)
 
 
-class _Owners:
-    """The owners of all objects of one role."""
+class _View(NamedTuple):
+    """A view of one kind: its reference, what it says, and of which ids."""
 
-    def __init__(self, role: str, nothing: str) -> None:
-        self.role = role
-        self.rows = 0
+    kind: str
+    ref: ObjectRef
+    table: pa.Table
+    ids: pa.ChunkedArray
+
+
+def _nothing(table: str) -> str:
+    """The digest of an owner without rows."""
+    return {_METRICS: NO_SERIES, _FILES: NO_FILES}.get(table, NO_ROWS)
+
+
+def _runs(kind: str, ids: Sequence[str]) -> Sequence[str]:
+    """The runs among entities of a kind, for the problems that name them."""
+    return ids if kind == _RUN else ()
+
+
+class _Owners:
+    """The entities of one kind that own rows of one table, in all its objects."""
+
+    def __init__(self, kind: str, named: str, nothing: str) -> None:
+        self.role = TABLES[named].role
+        self.named = named
+        self._kind = kind
         self._nothing = nothing
         self._parts: list[pa.Table] = []
         self._table: pa.Table | None = None
@@ -399,7 +463,7 @@ class _Owners:
     def take(self, path: str, facts: OwnerFacts) -> None:
         """Add an object."""
         count = len(facts.owners)
-        self.rows += facts.rows
+        mine = pa.array([kind == self._kind for kind in facts.kinds], pa.bool_())
         self._parts.append(
             pa.table(
                 {
@@ -411,7 +475,7 @@ class _Owners:
                     "experiment": pa.array(facts.experiments or list[str | None]([None]) * count, pa.string()),
                     "latest": pa.array(facts.latest or [NO_LATEST] * count, pa.binary(len(NO_LATEST))),
                 }
-            )
+            ).filter(mine)
         )
         self._table = None
 

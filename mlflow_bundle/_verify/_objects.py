@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
 import pyarrow as pa
@@ -15,18 +16,21 @@ from mlflow_bundle._codec import decode, read_lines
 from mlflow_bundle._limits import MIB, Limits
 from mlflow_bundle._parallel import bounded_map
 from mlflow_bundle._storage import Storage
+from mlflow_bundle._table_specs import TABLES
 from mlflow_bundle._verify._canonical import is_canonical
 from mlflow_bundle._verify._contents import hash_object
 from mlflow_bundle._verify._findings import Findings, code_of
-from mlflow_bundle._verify._record_facts import RecordFacts, ViewFacts, record_facts, view_facts
-from mlflow_bundle._verify._table_facts import IndexFacts, OwnerFacts, file_facts, index_facts, series_facts
+from mlflow_bundle._verify._record_facts import RecordFacts, ViewFacts, entity_view_facts, record_facts, view_facts
+from mlflow_bundle._verify._table_facts import IndexFacts, OwnerFacts, file_facts, index_facts, row_facts, series_facts
 from mlflow_bundle.errors import BundleError, CorruptError, LimitError
-from mlflow_bundle.records import ObjectRef
+from mlflow_bundle.records import KINDS, ObjectRef
 
-__all__ = ["Objects"]
+__all__ = ["OWNERS", "Objects"]
 
 Facts = TypeVar("Facts")
 
+#: The kind whose entities own the rows of a table; files belong to several.
+OWNERS: Final = {table: kind.name for kind in KINDS.values() for table in kind.tables if table != "files/1"}
 #: Tables up to this size are read in one request; larger ones are read twice, in little memory.
 _IN_MEMORY: Final = 256 * MIB
 _AHEAD: Final = 2
@@ -68,6 +72,10 @@ class Objects:
         """What metrics objects say."""
         return self._each(refs, findings, self.limits.table_bytes, self._series)
 
+    def rows(self, refs: Sequence[ObjectRef], table: str, findings: Findings) -> Iterator[tuple[ObjectRef, OwnerFacts | None]]:
+        """What objects of plain rows say."""
+        return self._each(refs, findings, self.limits.table_bytes, partial(self._rows, table))
+
     def files(self, refs: Sequence[ObjectRef], findings: Findings) -> Iterator[tuple[ObjectRef, OwnerFacts | None]]:
         """What files objects say."""
         return self._each(refs, findings, self.limits.table_bytes, self._files)
@@ -101,8 +109,13 @@ class Objects:
         return found
 
     def _views(self, ref: ObjectRef, data: bytes | None, _: Findings) -> ViewFacts:
+        facts = view_facts if ref.kind == "run" else entity_view_facts
         with self.file(ref.path, data) as file:
-            return view_facts(ref.path, file, self.limits)
+            return facts(ref.path, file, self.limits)
+
+    def _rows(self, table: str, ref: ObjectRef, data: bytes | None, findings: Findings) -> OwnerFacts:
+        with self.file(ref.path, data) as file:
+            return row_facts(ref.path, file, TABLES[table], kind=OWNERS[table], findings=findings, limits=self.limits)
 
     def _series(self, ref: ObjectRef, data: bytes | None, findings: Findings) -> OwnerFacts:
         with self.file(ref.path, data) as file:

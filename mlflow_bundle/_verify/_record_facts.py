@@ -28,7 +28,7 @@ from mlflow_bundle._verify._findings import Findings
 from mlflow_bundle.errors import BundleError, CorruptError, LimitError
 from mlflow_bundle.records import KINDS, ObjectRef, OrderKey, Run, order_key, record_id
 
-__all__ = ["NO_LATEST", "RecordFacts", "ViewFacts", "latest_digests", "record_facts", "view_facts"]
+__all__ = ["NO_LATEST", "RecordFacts", "ViewFacts", "entity_view_facts", "latest_digests", "record_facts", "view_facts"]
 
 _SHORT: Final = 16
 _RECORDS: Final = pa.schema(
@@ -44,6 +44,7 @@ _RECORDS: Final = pa.schema(
     ]
 )
 _VIEW: Final = TABLES["runs_view/1"]
+_ENTITY_VIEW: Final = TABLES["entity_view/1"]
 #: Columns of the view that repeat members of the record.
 _REPEATED: Final = (
     "run_id",
@@ -168,6 +169,17 @@ def _repeated(value: Any) -> Any:
 
 def _shown(values: Sequence[Any]) -> bytes:
     return hashlib.sha256(msgspec.json.encode(values)).digest()[:_SHORT]
+
+
+def entity_view_facts(path: str, file: Any, limits: Limits) -> ViewFacts:
+    """The facts of a view of another kind than runs, all of whose columns say where things lie.
+
+    Raises:
+        CorruptError, LimitError: it cannot be decoded.
+    """
+    groups = [group.cast(_ENTITY_VIEW.schema) for group in row_groups(file, _ENTITY_VIEW, name=path, limits=limits)]
+    table = pa.concat_tables([_ENTITY_VIEW.schema.empty_table(), *groups])
+    return ViewFacts(table.num_rows, table)
 
 
 def view_facts(path: str, file: Any, limits: Limits) -> ViewFacts:

@@ -16,18 +16,30 @@ import pyarrow as pa
 from mlflow_bundle import _layout
 from mlflow_bundle._digests import is_hex
 from mlflow_bundle._limits import Limits
-from mlflow_bundle._owners import files_digest
+from mlflow_bundle._owners import RowDigester, files_digest, numbered_rows
 from mlflow_bundle._row_groups import row_groups
-from mlflow_bundle._series import SERIES_COLUMNS, SeriesDigester, sort_series
+from mlflow_bundle._series import SERIES_COLUMNS, SeriesDigester, in_order, key_ranks, sort_series
 from mlflow_bundle._spool import latest_points
-from mlflow_bundle._table_specs import TABLES
+from mlflow_bundle._table_specs import TABLES, TableSpec
 from mlflow_bundle._unsafe import collisions, why_unsafe
 from mlflow_bundle._verify._findings import Findings
 from mlflow_bundle._verify._record_facts import latest_digests
 from mlflow_bundle._verify._rows import raw_digests
 from mlflow_bundle.errors import CorruptError
+from mlflow_bundle.kinds import KINDS
 
-__all__ = ["CODECS", "CONTENTS", "EXTENTS", "Extents", "IndexFacts", "OwnerFacts", "file_facts", "index_facts", "series_facts"]
+__all__ = [
+    "CODECS",
+    "CONTENTS",
+    "EXTENTS",
+    "Extents",
+    "IndexFacts",
+    "OwnerFacts",
+    "file_facts",
+    "index_facts",
+    "row_facts",
+    "series_facts",
+]
 
 #: A content that a file names: SHA-256 and bytes.
 CONTENTS: Final = np.dtype([("sha256", "S32"), ("size", "i8")])
@@ -47,10 +59,12 @@ _INDEX: Final = TABLES["index/1"]
 
 @dataclass
 class OwnerFacts:
-    """A metrics or files object: of each owner its rows, their digest, the first of them, its experiment (metrics) and a digest
-    of its latest points (metrics). ``contents``: what the files name. Owners of kinds that are not known are counted only."""
+    """An object of an owned table: of each owner its kind, its rows, their digest, the first of them, its experiment (where the
+    table has it) and a digest of its latest points (metrics). ``contents``: what the files name. Owners of kinds that are not
+    known are counted only."""
 
     rows: int = 0
+    kinds: list[str] = field(default_factory=list)
     owners: list[str] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
@@ -67,10 +81,11 @@ class OwnerFacts:
         """The content digest of the object."""
         return f"sha256:{self._all.hexdigest()}"
 
-    def add(self, owner: str, rows: int, digest: str, *, known: bool = True) -> None:
+    def add(self, kind: str, owner: str, rows: int, digest: str) -> None:
         """The next owner, complete."""
         self._all.update(digest.encode())
-        if known:
+        if kind in KINDS:
+            self.kinds.append(kind)
             self.owners.append(owner)
             self.counts.append(rows)
             self.starts.append(self.rows)
@@ -180,7 +195,7 @@ class _Series:
         latest = latest_points(pa.concat_tables(self._latest).combine_chunks()) if self._latest else None
         first = len(self._facts.owners)
         for number, (rows, digest) in self._digester.finished.items():
-            self._facts.add(self._names[number], rows, digest)
+            self._facts.add(_RUN, self._names[number], rows, digest)
             self._facts.experiments.append(self._experiments.pop(number))
         self._digester.finished.clear()
         if latest is None or first == until:
@@ -191,6 +206,75 @@ class _Series:
         columns = [latest.column(name).to_numpy() for name in ("value", "timestamp", "step")]
         self._facts.latest += latest_digests(keys, columns, bounds)
         self._latest = [latest.slice(bounds[-1])]
+
+
+# -- plain rows ----------------------------------------------------------------------------------------------------------
+
+
+def row_facts(path: str, file: Any, spec: TableSpec, *, kind: str, findings: Findings, limits: Limits) -> OwnerFacts:
+    """The facts of an object of plain rows, such as spans, which belong to entities of ``kind``.
+
+    Raises:
+        CorruptError, LimitError: it cannot be decoded, or the rows of an owner are not together.
+    """
+    facts, digester = OwnerFacts(), RowDigester(spec)
+    names: list[str] = []
+    numbers: dict[str, int] = {}
+    experiments: dict[int, str] = {}
+
+    def number_of(owner: str) -> int:
+        if owner not in numbers:
+            numbers[owner] = len(names)
+            names.append(owner)
+        elif numbers[owner] + 1 < len(names):
+            raise CorruptError(f"{path} holds rows of {kind} {owner} in two places", code="E042")
+        return numbers[owner]
+
+    def complete() -> None:
+        for number, (rows, digest) in digester.finished.items():
+            facts.add(kind, names[number], rows, digest)
+            facts.experiments.append(experiments.pop(number))
+        digester.finished.clear()
+
+    last: pa.Table | None = None
+    for group in row_groups(file, spec, name=path, limits=limits):
+        if not group.num_rows:
+            continue
+        rows = next(numbered_rows([group], spec, number_of))
+        owner = rows.column("owner").to_numpy()
+        for number, name in _pairs_of(owner, group.column("experiment_id")):
+            if experiments.setdefault(number, name) != name:
+                text = f"{path} holds rows of {kind} {names[number]} in several experiments"
+                findings.add("E046", text, object=path, kind=kind, id=names[number])
+        _check_row_order(path, spec, rows, last, findings)
+        last = rows.slice(rows.num_rows - 1)
+        digester.add(rows)
+        complete()
+    digester.finish()
+    complete()
+    return facts
+
+
+def _pairs_of(owner: npt.NDArray[np.int32], names: pa.ChunkedArray) -> Iterator[tuple[int, str]]:
+    """(owner, text) at each change of either."""
+    encoded = names.unify_dictionaries().combine_chunks()
+    encoded = pa.concat_arrays(encoded.chunks) if isinstance(encoded, pa.ChunkedArray) else encoded
+    codes = encoded.indices.to_numpy(zero_copy_only=False)
+    changes = np.flatnonzero((np.diff(owner) != 0) | (np.diff(codes) != 0)) + 1
+    for row in (0, *changes.tolist()):
+        yield int(owner[row]), encoded.dictionary[int(codes[row])].as_py()
+
+
+def _check_row_order(path: str, spec: TableSpec, rows: pa.Table, last: pa.Table | None, findings: Findings) -> None:
+    """The rows of an owner are in the order of ``spec.order``."""
+    whole = rows if last is None else pa.concat_tables([last, rows]).unify_dictionaries()
+    columns = [whole.column("owner").to_numpy().astype(np.int64)]
+    for name in spec.order:
+        column = whole.column(name)
+        integers = pa.types.is_integer(column.type)
+        columns.append(column.to_numpy() if integers else key_ranks(column)[0])
+    if not in_order(columns):
+        findings.add("E045", f"{path} holds rows of one {spec.owner} out of order", object=path)
 
 
 # -- files ---------------------------------------------------------------------------------------------------------------
@@ -209,8 +293,8 @@ def file_facts(path: str, file: Any, findings: Findings, limits: Limits) -> Owne
         if (kind, owner) in seen:
             raise CorruptError(f"{path} holds files of {kind} {owner} in two places", code="E042")
         seen.add((kind, owner))
-        _check_listing(path, owner, rows, findings)
-        facts.add(owner, len(rows), files_digest(rows), known=kind == _RUN)
+        _check_listing(path, kind, owner, rows, findings)
+        facts.add(kind, owner, len(rows), files_digest(rows))
         facts.file_bytes += sum(size for _, size, _, state in rows if state == "ok")
     facts.contents = np.unique(np.concatenate(named))
     return facts
@@ -247,10 +331,10 @@ def _contents(group: pa.Table) -> npt.NDArray[Any]:
     return found
 
 
-def _check_listing(path: str, owner: str, rows: list[_Row], findings: Findings) -> None:
+def _check_listing(path: str, kind: str, owner: str, rows: list[_Row], findings: Findings) -> None:
     def found(code: str, what: str, name: str) -> None:
-        text = f"{path} holds the file {name!r} of run {owner} {what}"
-        findings.add(code, text, object=path, kind=_RUN, id=owner, path=name, runs=[owner])
+        text = f"{path} holds the file {name!r} of {kind} {owner} {what}"
+        findings.add(code, text, object=path, kind=kind, id=owner, path=name, runs=[owner] if kind == _RUN else ())
 
     before: bytes | None = None
     for name, size, sha256, state in rows:

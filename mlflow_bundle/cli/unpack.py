@@ -35,9 +35,7 @@ __all__ = ["unpack"]
 @selection
 @click.option("--rename", metavar="OLD=NEW", type=LINES, multiple=True, help="Another name for an experiment; can be repeated.")
 @click.option("--workspace", metavar="NAME", help="Where everything goes, on a target that has workspaces.")
-@click.option(
-    "--online-scoring", is_flag=True, help="Restore the sample rates of scorers, which then judge and may cost."
-)
+@click.option("--online-scoring", is_flag=True, help="Restore the sample rates of scorers, which then judge and may cost.")
 @tracking_option
 @snapshot_option
 @click.option("--dry-run", is_flag=True, help="Say what would happen, and what the target cannot hold; write nothing.")

@@ -67,10 +67,7 @@ def _owned(table: str) -> pa.Schema:
 #: the table without ``experiment_id`` and the owner's id. Rows of an owner are together and in the order of ROW_ORDER.
 ROW_SCHEMAS: Final[Mapping[str, pa.Schema]] = {name: _owned(name) for name in ("model_metrics/1", "spans/1")}
 #: The order of an owner's rows: model metrics by key (bytes), step, timestamp, run id (bytes); spans by start, span id (bytes).
-ROW_ORDER: Final[Mapping[str, tuple[str, ...]]] = {
-    "model_metrics/1": ("key", "step", "timestamp", "run_id"),
-    "spans/1": ("start_time_unix_nano", "span_id"),
-}
+ROW_ORDER: Final[Mapping[str, tuple[str, ...]]] = {name: TABLES[name].order for name in ROW_SCHEMAS}
 
 #: Tags with this prefix carry, on a target that gives new ids, what it could not keep; they are the journal of a restore.
 SOURCE_TAG_PREFIX: Final = "mlflow_bundle.source."
