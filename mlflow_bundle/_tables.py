@@ -139,10 +139,11 @@ def _written_schema(spec: TableSpec) -> pa.Schema:
     return pa.schema(fields)
 
 
-def _as_written(column: pa.ChunkedArray, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
-    if not pa.types.is_dictionary(kind):
-        return column if column.type == kind else column.cast(kind)
+def _as_written(column: pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
+    """The column in one piece: where rows were cut when they came must not show in the pages."""
     array = pa.concat_arrays(column.chunks)
+    if not pa.types.is_dictionary(kind):
+        return array if array.type == kind else array.cast(kind)
     array = _by_appearance(array) if pa.types.is_dictionary(array.type) else array.dictionary_encode()
     return array if array.type == kind else array.cast(kind)
 

@@ -399,7 +399,7 @@ def test_an_object_that_cannot_be_read(files: dict[str, bytes], role: str) -> No
 def test_what_a_later_release_added() -> None:
     """Objects of a role that is not known are compared with their names, at the level of tables."""
     files = files_of(FIXTURES / "good" / "from_the_future")
-    (strange,) = of_role(files, "spans")
+    (strange,) = of_role(files, "later_rows")
     assert found(check(files, level="tables")) == []
     report = check({**files, strange: flipped(files[strange], 9)}, level="tables")
     assert [(problem.code, problem.object) for problem in report.problems] == [("E022", strange)]

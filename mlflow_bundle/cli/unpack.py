@@ -91,7 +91,7 @@ def unpack(state: State, /, bundle: str, *, snapshot: str | None, rename: Sequen
         state.put(plain(report))
     else:
         _summarize(report)
-    return 3 if report.problems or report.runs_failed or any(o.failed or o.left_out for o in report.entities) else 0
+    return 3 if report.problems or report.runs_failed or any(o.failed for o in report.entities) else 0
 
 
 def _summarize(report: UnpackReport) -> None:

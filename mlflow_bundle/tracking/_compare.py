@@ -14,7 +14,7 @@ from msgspec import UNSET
 
 from mlflow_bundle.records import DatasetInput, Experiment, KeyValue, Record, Run
 
-__all__ = ["experiment_differences", "run_differences"]
+__all__ = ["experiment_differences", "record_differences", "run_differences"]
 
 #: Characters of a value that are shown.
 SHOWN: Final = 60
@@ -32,6 +32,11 @@ def run_differences(expected: Run, actual: Run) -> list[str]:
 
 def experiment_differences(expected: Experiment, actual: Experiment) -> list[str]:
     """One sentence for every attribute and tag that differs; empty when the experiments say the same."""
+    return _differences(expected, actual)
+
+
+def record_differences(expected: Record, actual: Record) -> list[str]:
+    """One sentence for everything that differs between two records of one kind."""
     return _differences(expected, actual)
 
 

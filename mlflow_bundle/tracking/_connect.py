@@ -86,6 +86,7 @@ def connect_target(
     artifacts_destination: str | None = None,
     artifact_storage_options: Mapping[str, Any] | None = None,
     jobs: int | None = None,
+    workspace: str | None = None,
 ) -> MlflowTarget:
     """Open a server or a database for writing."""
     if is_database(uri):
@@ -97,6 +98,7 @@ def connect_target(
             artifacts_destination=artifacts_destination,
             bundle_id=bundle_id,
             storage_options=artifact_storage_options,
+            workspace=workspace,
         )
     from mlflow_bundle.tracking.rest._write import RestTarget  # noqa: PLC0415
 

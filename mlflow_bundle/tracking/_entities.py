@@ -21,6 +21,8 @@ __all__ = ["EntityOutcome", "EntityRestore", "entity_problems"]
 
 _BATCH: Final = 500
 _FILES: Final = "files/1"
+#: Of secrets only the names are archived, and no target gets them.
+_SECRETS: Final = "gateway_secret"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +54,7 @@ def entity_problems(gathered: Gathered, target: MlflowTarget) -> list[Problem]:
     problems: list[Problem] = []
     offered = target.kinds()
     for kind in gathered.kinds():
-        if kind not in offered and _is_default_workspace(gathered, kind):
+        if kind == _SECRETS or (kind not in offered and _is_default_workspace(gathered, kind)):
             continue
         if kind not in offered:
             problems.append(
@@ -83,6 +85,11 @@ class EntityRestore:
     def restore(self, kind: str, progress: Callable[[int], object]) -> None:
         """Restore all entities of one kind, batch by batch."""
         tally = self._tallies.setdefault(kind, _Tally())
+        if kind == _SECRETS:
+            tally.actions["left out"] += self._gathered.counts[kind]
+            names = ", ".join(sorted(str(getattr(record, "secret_name", "")) for record in self._gathered.records(kind)))
+            self.notes[f"secrets of the gateway are never archived; type them in again: {names}"] += 1
+            return
         if kind not in self._target.kinds():
             if _is_default_workspace(self._gathered, kind):
                 tally.actions["there"] += 1

@@ -151,6 +151,7 @@ def unpack(
                     artifacts_destination=None if artifacts_destination is None else os.fspath(artifacts_destination),
                     artifact_storage_options=artifact_storage_options,
                     jobs=jobs,
+                    workspace=workspace,
                 )
             )
         )

@@ -315,7 +315,7 @@ def test_reading_changes_nothing(made: Made, source: RestSource) -> None:
 def test_no_secret_is_read(source: RestSource) -> None:
     """Neither keys of the gateway nor those of webhooks, nor what MLflow shows in their place, are in any record."""
     everything = repr([_read(source, kind) for kind in source.kinds()])
-    assert not [secret for secret in (*SECRETS, "sk-...", "6789") if secret in everything]
+    assert not [secret for secret in (*SECRETS, "sk-...", "...6789") if secret in everything]
 
 
 def test_logged_models_are_whole(made: Made, source: RestSource) -> None:

@@ -24,20 +24,22 @@ from mlflow.tracing.utils import TraceJSONEncoder, dump_span_attribute_value
 from msgspec import UNSET
 
 from mlflow_bundle.entities import Assessment, KeyValue, Trace
+from mlflow_bundle.errors import StorageError
 from mlflow_bundle.kinds import order_key
-from mlflow_bundle.tracking._port import EntityQuery, EntityResult, IdMap, PlannedEntity, RestoreOptions
+from mlflow_bundle.tracking._port import ArtifactStore, EntityQuery, EntityResult, IdMap, PlannedEntity, RestoreOptions
 from mlflow_bundle.tracking._rest import RestClient
+from mlflow_bundle.tracking._spans import span_texts, span_values
 from mlflow_bundle.tracking.artifacts import artifact_store
-from mlflow_bundle.tracking.rest import _traces_read, _traces_write
+from mlflow_bundle.tracking.rest import _trace_payload, _traces_read
 from mlflow_bundle.tracking.rest._answers import experiments
 from mlflow_bundle.tracking.rest._features import SourceServer
 from mlflow_bundle.tracking.rest._otlp import UnspeakableError, otlp_span
 from mlflow_bundle.tracking.rest._road import Server
-from mlflow_bundle.tracking.rest._spans import span_texts, span_values
+from mlflow_bundle.tracking.rest._trace_files import TraceFiles
 from mlflow_bundle.tracking.rest._traces_read import TraceReader
 from mlflow_bundle.tracking.rest._traces_write import TraceWriter
 from tests.fixtures.server import MlflowServer, ServerFactory
-from tests.tracking.trace_content import TraceContent, make_traces, post, start
+from tests.tracking.trace_content import ATTACHMENT, TraceContent, make_traces, post, start
 
 FINALIZED = "mlflow.trace.infoFinalized"
 LOCATIONS = {"artifact_uri": UNSET, "spans_location": UNSET, "archive_location": UNSET}
@@ -60,7 +62,7 @@ def reader_of(url: str) -> TraceReader:
     def all_experiments(_: str | None) -> list[str]:
         return [experiment.experiment_id for experiment in experiments(client)]
 
-    return TraceReader(server, all_experiments, lambda uri, name: artifact_store(uri, client=client, run_id=name))
+    return TraceReader(server, all_experiments, lambda uri, name, own: artifact_store(uri, client=own, run_id=name))
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +154,7 @@ def test_assessments_are_complete(traces: dict[str, Trace], content: TraceConten
     for one in traces["api"].assessments:
         found.setdefault(one.assessment_name, []).append(one)
     first, second, third = found["quality"]
-    assert (first.value, second.value, third.value) == ("0.5", "0.75", '{"a":"b"}')
+    assert (first.value, second.value, third.value) == ("0.5", "0.75", '{"a": "b"}')
     assert (first.valid, second.valid, third.valid) == (False, False, True)
     assert (first.overrides, second.overrides, third.overrides) == (UNSET, first.assessment_id, second.assessment_id)
     assert first.metadata == (KeyValue(key="mlflow.assessment.sourceRunId", value=content.run),)
@@ -163,7 +165,7 @@ def test_assessments_are_complete(traces: dict[str, Trace], content: TraceConten
     assert json.loads(broken.error or "") == {"error_code": "E", "error_message": "m", "stack_trace": None}
     assert found["expected"][0].value == '{"b": [1, 2.5], "a": null}'
     assert found["expected text"][0].value == '"text"'
-    assert (found[content.issue][0].assessment_type, found[content.issue][0].value) == ("issue", '{"issue_name":"slow"}')
+    assert (found[content.issue][0].assessment_type, found[content.issue][0].value) == ("issue", '{"issue_name": "slow"}')
     assert all(isinstance(one.create_time, int) for one in traces["api"].assessments)
 
 
@@ -271,6 +273,27 @@ def test_files_of_a_trace(reader: TraceReader, traces: dict[str, Trace]) -> None
         assert stream.read() == b"\x89PNG\x00"
     assert [info.path for info in reader.artifacts(traces["old"]).walk()] == ["traces.json"]
     assert list(reader.artifacts(traces["bare"]).walk()) == []
+
+
+def test_files_that_only_the_server_reaches(mlflow_server: MlflowServer, traces: dict[str, Trace]) -> None:
+    """Where the folder of a trace is on the server's machine only, the server hands out its files: those that spans name."""
+    client = RestClient(mlflow_server.url)
+
+    def refuse(uri: str, name: str, own: RestClient) -> ArtifactStore:
+        raise AssertionError(f"{uri} was opened")
+
+    found = {}
+    for name in ("partial", "old", "bare"):
+        away = msgspec.structs.replace(traces[name], artifact_uri="/no/such/folder/of/this/machine")
+        store = TraceFiles(refuse).of(away, client)
+        for info in store.walk():
+            with store.open(info.path) as stream:
+                found[name, info.path] = stream.read()
+        with pytest.raises(StorageError, match="not on this machine"):
+            store.write("x", BytesIO(b""), 0)
+    assert found.pop(("partial", f"attachments/{ATTACHMENT}")) == b"\x89PNG\x00"
+    assert json.loads(found.pop(("old", "traces.json")))["request"] == '{"x": 1}'
+    assert found == {}
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -577,7 +600,7 @@ def test_a_refused_batch_loses_no_other_trace(
     """A trace whose spans the server refuses becomes a file; those of the same request arrive by OTLP."""
     experiment, ids = place
     plans = [one_trace(experiment, f"batch {number}", span_text()) for number in range(5)]
-    real = _traces_write.otlp_request
+    real = _trace_payload.otlp_request
 
     def spoil(spans: Sequence[Any]) -> bytes:
         # The server refuses a span without an id, as it would one that it cannot convert.
@@ -586,7 +609,7 @@ def test_a_refused_batch_loses_no_other_trace(
                 span.span_id = b""
         return real(spans)
 
-    monkeypatch.setattr(_traces_write, "otlp_request", spoil)
+    monkeypatch.setattr(_trace_payload, "otlp_request", spoil)
     with writer_to(target) as writer:
         results = writer.restore(plans, ids, Archive.open, RestoreOptions())  # type: ignore[arg-type]  # there are no files
     assert [(result.action, result.rows, result.problems) for result in results] == [("restored", 1, [])] * 5

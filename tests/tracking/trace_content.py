@@ -16,6 +16,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 API = "/api/2.0/mlflow/"
 API3 = "/api/3.0/mlflow/"
+ATTACHMENT = "1b4e28ba-2fa1-11d2-883f-0016d3cca427"
 
 
 @dataclass
@@ -144,7 +145,17 @@ def _by_rest(url: str, content: TraceContent) -> None:
     send_spans(
         url,
         content.experiment,
-        {"trace": partial, "span": "01" * 8, "parent": "02" * 8, "name": "no root", "start": now, "end": now + 5_000_000},
+        {
+            "trace": partial,
+            "span": "01" * 8,
+            "parent": "02" * 8,
+            "name": "no root",
+            "start": now,
+            "end": now + 5_000_000,
+            "attributes": {
+                "mlflow.spanInputs": json.dumps({"image": f"mlflow-attachment://{ATTACHMENT}?trace_id=tr-{partial}"})
+            },
+        },
     )
     raw = {"gen_ai.operation.name": "chat", "raw": "no json", "half": '{"a": "\\ud800"}', "escaped": '{"a":"\\u00fc"}'}
     send_spans(
@@ -171,7 +182,7 @@ def _by_rest(url: str, content: TraceContent) -> None:
     start(url, content.experiment, old, execution_duration="1.500s", trace_metadata={"mlflow.trace_schema.version": "2"})
     payload = {"spans": [old_span(old)], "request": '{"x": 1}', "response": None}
     _put(url, content.experiment, old, "traces.json", json.dumps(payload).encode())
-    _put(url, content.experiment, f"tr-{partial}", "attachments/1b4e28ba-2fa1-11d2-883f-0016d3cca427", b"\x89PNG\x00")
+    _put(url, content.experiment, f"tr-{partial}", f"attachments/{ATTACHMENT}", b"\x89PNG\x00")
     send_spans(
         url, content.deleted, {"trace": gone, "span": "05" * 8, "name": "in a deleted experiment", "start": now, "end": now + 1}
     )

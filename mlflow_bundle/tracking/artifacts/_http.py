@@ -118,6 +118,13 @@ class _ServedArtifacts(ABC):
             if not token:
                 return found
 
+    def folders(self) -> frozenset[str] | None:
+        """The names of the folders at the root; None where they cannot be listed."""
+        entries = self._entries("")
+        if isinstance(entries, StorageError):
+            return None
+        return frozenset(entry.path.rpartition("/")[2] for entry in entries if entry.is_dir)
+
     @contextmanager
     def open(self, path: str) -> Iterator[BinaryIO]:
         """The content of one file; its length must be the listed one.

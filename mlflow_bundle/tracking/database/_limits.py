@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
@@ -27,6 +28,7 @@ _OPTIONAL: Final = {
     "entry_point_name": "entry_point_name",
     "source_version": "source_version",
 }
+_NO_JSON: Final = re.compile(r"NaN|Infinity|\\u0000")
 _DATASET_COLUMNS: Final = {
     "name": "name",
     "digest": "digest",
@@ -35,6 +37,15 @@ _DATASET_COLUMNS: Final = {
     "schema": "dataset_schema",
     "profile": "dataset_profile",
 }
+
+
+def _is_plain_json(text: str) -> bool:
+    """Whether a text is JSON as the standard has it."""
+    try:
+        msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return False
+    return True
 
 
 def run_problem(run_id: str, message: str, *, code: str = CANNOT_HOLD, path: str = "") -> Problem:
@@ -57,6 +68,16 @@ class Limits:
         length = self._tables[table][column].length
         if length is not None and len(value) > length:
             return f"it has {len(value):,} characters where the database holds {length:,}"
+        return None
+
+    def value(self, table: str, column: str, value: Any, *, is_json: bool) -> str | None:
+        """Why a value of any type cannot go into the column, or None."""
+        if isinstance(value, str):
+            if is_json and not self._is_sqlite and _NO_JSON.search(value) and not _is_plain_json(value):
+                return "it is JSON with NaN or an infinity, which the database refuses"
+            return self.text(table, column, value)
+        if column == "experiment_id" and isinstance(value, int) and value not in self._ids:
+            return f"{value} is too large for the database"
         return None
 
     def key(self, key: str) -> str | None:

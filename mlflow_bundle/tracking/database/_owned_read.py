@@ -13,9 +13,9 @@ from mlflow_bundle.entities import Trace
 from mlflow_bundle.errors import BundleError
 from mlflow_bundle.records import Problem
 from mlflow_bundle.tracking._port import ROW_ORDER, ROW_SCHEMAS, ArtifactStore
+from mlflow_bundle.tracking._spans import span_texts, span_values, spans_table
 from mlflow_bundle.tracking.database._connection import Column, Connection, literals
 from mlflow_bundle.tracking.database._traces_read import LOCATION_TAGS
-from mlflow_bundle.tracking.rest._spans import span_texts, span_values, spans_table
 
 __all__ = ["OwnedReader"]
 

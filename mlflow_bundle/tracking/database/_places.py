@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from msgspec import UnsetType
+from msgspec import UNSET, UnsetType
 
+from mlflow_bundle.entities import LoggedModel, Trace
 from mlflow_bundle.records import Run
 from mlflow_bundle.tracking.database._connection import DatabaseUri
 
@@ -46,6 +47,27 @@ class Places:
         if kept is not None:
             return kept
         return run.artifact_uri if self.root is None else f"{self.root}/{target_id}/{run.run_id}/artifacts"
+
+    @property
+    def writes(self) -> bool:
+        """Whether there is a place for files."""
+        return self.root is not None
+
+    def of_model(self, model: LoggedModel, target_id: str) -> str | UnsetType:
+        """The location of an archived logged model in the experiment ``target_id``."""
+        return self._below(model.artifact_uri, model.experiment_id, target_id, f"models/{model.model_id}/artifacts")
+
+    def of_trace(self, trace: Trace, target_id: str) -> str | UnsetType:
+        """The location of an archived trace in the experiment ``target_id``. One without a location gets none."""
+        if trace.artifact_uri is UNSET:
+            return UNSET
+        return self._below(trace.artifact_uri, trace.experiment_id, target_id, f"traces/{trace.trace_id}/artifacts")
+
+    def _below(self, location: str | UnsetType, source_id: str, target_id: str, path: str) -> str | UnsetType:
+        kept = self._proxied(location, source_id, target_id)
+        if kept is not None:
+            return kept
+        return location if self.root is None else f"{self.root}/{target_id}/{path}"
 
     def _proxied(self, location: str | UnsetType, source_id: str, target_id: str) -> str | None:
         """A location behind a server as it stays, with the experiment id of this target, without the name of the old server."""

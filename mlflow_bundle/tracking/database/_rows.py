@@ -61,6 +61,7 @@ def _append_inputs(connection: Connection, runs: Iterable[Run], known: dict[Data
             input_id = _uuid("input", known[key], run.run_id)
             inputs.append({"input_uuid": input_id, **edge, "step": 0})
             tags += [{"input_uuid": input_id, "name": tag.key, "value": tag.value} for tag in entry.tags]
+        inputs += _model_links(run)
     for name, rows, kinds in (
         ("datasets", datasets, {"experiment_id": _id_type(connection)}),
         ("inputs", inputs, {"step": pa.int64()}),
@@ -68,6 +69,23 @@ def _append_inputs(connection: Connection, runs: Iterable[Run], known: dict[Data
     ):
         if rows:
             _append(connection, name, rows, dict.fromkeys(rows[0], pa.string()) | kinds)
+
+
+def _model_links(run: Run) -> _Rows:
+    """The logged models that a run read and made, as MLflow keeps them."""
+    read = [("RUN_INPUT", "MODEL_INPUT", link.model_id, 0) for link in run.model_inputs]
+    made = [("RUN_OUTPUT", "MODEL_OUTPUT", link.model_id, link.step) for link in run.model_outputs]
+    return [
+        {
+            "input_uuid": _uuid(source, run.run_id, model),
+            "source_type": source,
+            "source_id": run.run_id,
+            "destination_type": destination,
+            "destination_id": model,
+            "step": step,
+        }
+        for source, destination, model, step in (*read, *made)
+    ]
 
 
 def _dataset_row(entry: DatasetInput, key: DatasetKey, dataset_id: str) -> dict[str, Any]:

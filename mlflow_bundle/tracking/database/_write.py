@@ -16,11 +16,24 @@ from msgspec import UNSET
 from mlflow_bundle._parallel import bounded_map, prefetch
 from mlflow_bundle._series import series_digests
 from mlflow_bundle.errors import CannotHoldError, ServerError, UsageError
-from mlflow_bundle.records import Experiment, KeyValue, Problem, Run, Source
+from mlflow_bundle.records import Experiment, KeyValue, Problem, Record, Run, Source, record_id
 from mlflow_bundle.tracking._compare import run_differences
-from mlflow_bundle.tracking._port import ArtifactStore, OpenBlob, PlannedRun, RestoredRun, RunResult, TargetExperiment
+from mlflow_bundle.tracking._port import (
+    ArtifactStore,
+    EntityResult,
+    IdMap,
+    OpenBlob,
+    PlannedEntity,
+    PlannedRun,
+    RestoredRun,
+    RestoreOptions,
+    RunResult,
+    TargetExperiment,
+)
 from mlflow_bundle.tracking.artifacts import artifact_store
 from mlflow_bundle.tracking.database._connection import Connection, DatabaseUri, columns_of, literal, literals, parse_uri
+from mlflow_bundle.tracking.database._entity_rows import Tables
+from mlflow_bundle.tracking.database._entity_write import EntityRestorer
 from mlflow_bundle.tracking.database._files import FilesFound, compare_files, write_files
 from mlflow_bundle.tracking.database._limits import CANNOT_HOLD, Limits, run_problem
 from mlflow_bundle.tracking.database._places import Places
@@ -76,6 +89,7 @@ class DatabaseTarget:
         artifacts_destination: str | None = None,
         bundle_id: str,
         storage_options: Mapping[str, Any] | None = None,
+        workspace: str | None = None,
     ) -> None:
         self._wanted = parse_uri(uri)
         self._uri, self._draft = _draft(self._wanted)
@@ -83,7 +97,9 @@ class DatabaseTarget:
         self.notes: list[str] = []
         self._destination = artifacts_destination
         self._storage_options = storage_options
+        self._workspace = workspace or _DEFAULT_WORKSPACE
         self._places = Places(self._wanted, artifact_root, artifacts_destination)
+        self._restorer: EntityRestorer | None = None
         self._lock = threading.RLock()
         revision = prepare_database(self._uri)
         self._db = self._connect()
@@ -106,6 +122,7 @@ class DatabaseTarget:
         self._draft.cleanup()
         self._uri, self._draft = self._wanted, None
         self._db = self._connect()
+        self._restorer = None
 
     @property
     def description(self) -> Source:
@@ -184,13 +201,13 @@ class DatabaseTarget:
         return number if number not in taken else str(max(map(int, taken)) + 1)
 
     def _insert_experiment(self, experiment: Experiment, experiment_id: str, name: str, tags: Collection[KeyValue]) -> None:
-        workspace = experiment.workspace
-        if workspace and workspace != _DEFAULT_WORKSPACE:
-            self.notes.append(f"the experiment {name!r} of the workspace {workspace!r} is now in {_DEFAULT_WORKSPACE!r}")
+        workspace = experiment.workspace or _DEFAULT_WORKSPACE
+        if workspace != self._workspace:
+            self.notes.append(f"the experiment {name!r} of the workspace {workspace!r} is now in {self._workspace!r}")
         row = {
             "experiment_id": int(experiment_id),
             "name": name,
-            "workspace": _DEFAULT_WORKSPACE,
+            "workspace": self._workspace,
             "artifact_location": self._places.of_experiment(
                 experiment.artifact_location, experiment.experiment_id, experiment_id
             ),
@@ -299,7 +316,7 @@ class DatabaseTarget:
     def _write_files(self, works: Sequence[_Work], open_blob: OpenBlob) -> None:
         def write(work: _Work) -> list[Problem]:
             assert work.expected is not None
-            return write_files(self._store(work.expected), work.planned.files, open_blob, work.expected.run_id)
+            return write_files(self._store(work.expected), work.planned.files, open_blob, "run", work.expected.run_id)
 
         for work, problems in _threaded(write, [work for work in works if work.planned.files]):
             work.result.problems += problems
@@ -366,12 +383,12 @@ class DatabaseTarget:
             run = work.expected
             assert run is not None
             files, run_id = work.planned.files, run.run_id
-            found = compare_files(lambda: self._store(run), files, run_id)
+            found = compare_files(lambda: self._store(run), files, "run", run_id)
             # Files that could not be written are named already; those that an existing run lacks are added.
             if not found.missing or not work.exists:
                 return found, []
-            problems = write_files(self._store(run), found.missing, open_blob, run_id)
-            return compare_files(lambda: self._store(run), files, run_id), problems
+            problems = write_files(self._store(run), found.missing, open_blob, "run", run_id)
+            return compare_files(lambda: self._store(run), files, "run", run_id), problems
 
         for work, (found, problems) in _threaded(verify, [work for work in works if work.planned.files]):
             work.result.files, work.result.file_bytes = found.files, found.bytes
@@ -381,6 +398,55 @@ class DatabaseTarget:
             for path, _, _ in found.missing:
                 if path not in named:
                     work.fail(f"the file {path!r} is not there", "file-missing", path)
+
+    # -- all other kinds --------------------------------------------------------------------------------------------------
+
+    @property
+    def _entities(self) -> EntityRestorer:
+        if self._restorer is None:
+            tables = Tables(self._db, columns_of(self._db))
+            self._restorer = EntityRestorer(
+                self._db, tables, limits=self._limits, places=self._places, open_store=self._store_of, workspace=self._workspace
+            )
+            self._db.commit()
+        return self._restorer
+
+    def _store_of(self, record: Record) -> ArtifactStore:
+        location = getattr(record, "artifact_uri", UNSET) or getattr(record, "storage_location", UNSET)
+        if not location:
+            raise UsageError(f"{record_id(record)} has no artifact location")
+        return artifact_store(
+            location,
+            client=None,
+            run_id=record_id(record),
+            artifacts_destination=self._destination,
+            storage_options=self._storage_options,
+        )
+
+    def kinds(self) -> frozenset[str]:
+        """The kinds beside experiments and runs that this database can hold."""
+        return self._entities.kinds()
+
+    def cannot_hold(self, record: Record) -> list[Problem]:
+        """What of this record the database would refuse."""
+        return self._entities.cannot_hold(record)
+
+    def restore_entities(
+        self, kind: str, planned: Sequence[PlannedEntity], ids: IdMap, open_blob: OpenBlob, options: RestoreOptions
+    ) -> list[EntityResult]:
+        """Write these entities, read them back and compare. See ``MlflowTarget.restore_entities``."""
+        with self._lock:
+            self._settle()
+        with self._lock, self._rolled_back():
+            return self._entities.restore(kind, planned, ids, open_blob, options)
+
+    def link_runs(self, runs: Sequence[tuple[Run, str]], ids: IdMap) -> list[EntityResult]:  # noqa: ARG002
+        """Nothing: links to models are written with the runs, which keep their ids as models do."""
+        return []
+
+    def after_deletions(self) -> list[EntityResult]:
+        """Nothing: deleting changes a state here, and takes nothing away."""
+        return []
 
     def close(self) -> None:
         """End the connection."""

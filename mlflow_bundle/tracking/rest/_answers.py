@@ -12,7 +12,7 @@ from mlflow_bundle.entities import ModelInput, ModelOutput
 from mlflow_bundle.records import Dataset, DatasetInput, Experiment, KeyValue, Run
 from mlflow_bundle.tracking._rest import API, RestClient
 
-__all__ = ["OneRun", "RunAnswer", "RunPage", "SearchRuns", "chunks", "experiments", "get_run", "model_inputs", "search_runs"]
+__all__ = ["OneRun", "RunAnswer", "RunPage", "SearchRuns", "chunks", "experiments", "get_run", "model_links", "search_runs"]
 
 _EXPERIMENTS_PER_PAGE: Final = 1_000
 
@@ -72,12 +72,13 @@ class _Outputs(msgspec.Struct):
     model_outputs: tuple[ModelOutput, ...] = ()
 
 
-class _OnlyInputs(msgspec.Struct):
+class _Links(msgspec.Struct):
     inputs: _Inputs = msgspec.field(default_factory=_Inputs)
+    outputs: _Outputs = msgspec.field(default_factory=_Outputs)
 
 
-class _InputsOfRun(msgspec.Struct):
-    run: _OnlyInputs
+class _LinksOfRun(msgspec.Struct):
+    run: _Links
 
 
 class RunAnswer(msgspec.Struct):
@@ -103,7 +104,7 @@ class RunAnswer(msgspec.Struct):
     def record(self) -> Run:
         """The run as a record: params, tags and input tags by key, inputs by name and digest, models by id.
 
-        A search does not tell ``model_inputs``: see ``model_inputs``.
+        A search does not tell ``model_inputs``, nor in earlier releases ``model_outputs``: see ``model_links``.
         """
         info = self.info
         return Run(
@@ -120,7 +121,7 @@ class RunAnswer(msgspec.Struct):
             tags=_pairs(self.data.tags),
             inputs=_inputs(self.inputs.dataset_inputs),
             model_inputs=_by_id(self.inputs.model_inputs),
-            model_outputs=tuple(sorted(self.outputs.model_outputs, key=lambda link: (link.model_id, link.step))),
+            model_outputs=_by_id_and_step(self.outputs.model_outputs),
         )
 
 
@@ -171,6 +172,10 @@ def _by_id(links: Sequence[ModelInput]) -> tuple[ModelInput, ...]:
     return tuple(sorted(links, key=lambda link: link.model_id))
 
 
+def _by_id_and_step(links: Sequence[ModelOutput]) -> tuple[ModelOutput, ...]:
+    return tuple(sorted(links, key=lambda link: (link.model_id, link.step)))
+
+
 class SearchRuns(msgspec.Struct, omit_defaults=True):
     """The body of ``runs/search``."""
 
@@ -198,10 +203,13 @@ def get_run(client: RestClient, run_id: str) -> RunAnswer:
     return answer.run
 
 
-def model_inputs(client: RestClient, run_id: str) -> tuple[ModelInput, ...]:
-    """The logged models that a run read, sorted by id."""
-    answer: _InputsOfRun = client.get_json(f"{API}runs/get", {"run_id": run_id}, answer=_InputsOfRun)
-    return _by_id(answer.run.inputs.model_inputs)
+def model_links(client: RestClient, run: Run) -> Run:
+    """The run with the logged models that it read and made."""
+    answer: _LinksOfRun = client.get_json(f"{API}runs/get", {"run_id": run.run_id}, answer=_LinksOfRun)
+    inputs, outputs = answer.run.inputs.model_inputs, answer.run.outputs.model_outputs
+    if not inputs and not outputs:
+        return run
+    return msgspec.structs.replace(run, model_inputs=_by_id(inputs), model_outputs=_by_id_and_step(outputs))
 
 
 def experiments(client: RestClient) -> Iterator[Experiment]:

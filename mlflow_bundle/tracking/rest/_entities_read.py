@@ -15,12 +15,12 @@ from typing import Any, Final
 import msgspec
 import pyarrow as pa
 
-from mlflow_bundle.entities import DatasetRecord, EvaluationDataset, Issue, LabelSchema, Record, ReviewQueue, Scorer
-from mlflow_bundle.errors import ServerError, UnsupportedError
+from mlflow_bundle.entities import DatasetRecord, EvaluationDataset, Issue, LabelSchema, Record, ReviewQueue, Scorer, Trace
+from mlflow_bundle.errors import AuthError, ServerError, UnsupportedError
 from mlflow_bundle.kinds import KINDS, order_key
 from mlflow_bundle.records import Problem
 from mlflow_bundle.tracking._port import ArtifactStore, EntityQuery
-from mlflow_bundle.tracking._rest import RefusedError
+from mlflow_bundle.tracking._rest import RefusedError, RestClient
 from mlflow_bundle.tracking.rest._answers import chunks
 from mlflow_bundle.tracking.rest._config_read import ConfigurationReader
 from mlflow_bundle.tracking.rest._features import API3, SourceServer, Workspaced
@@ -60,7 +60,7 @@ _NEVER: Final[Mapping[str, tuple[str, ...]]] = {
 class EntityReader:
     """Every kind that the server has, each in archive order."""
 
-    def __init__(self, server: SourceServer, open_store: Callable[[str, str], ArtifactStore]) -> None:
+    def __init__(self, server: SourceServer, open_store: Callable[[str, str, RestClient], ArtifactStore]) -> None:
         self._server = server
         self._models = LoggedModels(server)
         self._traces = TraceReader(server, self._experiments_in, open_store)
@@ -102,11 +102,15 @@ class EntityReader:
             raise UnsupportedError(f"the MLflow server {self._server.client.uri} has no {kind}")
         if kind == "trace":
             return (list(batch) for batch in self._traces.entities(query))
-        wanted = matches(kind, query)
-        if kind == "dataset_record":
-            found: Iterable[Record] = self._dataset_records(query)
-            return in_batches(filter(wanted, found), in_order=True)
-        return in_batches(filter(wanted, self._readers[kind](query)))
+        return self._permitted(kind, query)
+
+    def _permitted(self, kind: str, query: EntityQuery) -> Iterator[list[Record]]:
+        """The records that match, as far as this user may read them; the rest becomes a problem."""
+        read = self._dataset_records if kind == "dataset_record" else self._readers[kind]
+        try:
+            yield from in_batches(filter(matches(kind, query), read(query)), in_order=kind == "dataset_record")
+        except AuthError as error:
+            self._server.forbid(kind, error)
 
     def rows(self, table: str, ids: Sequence[str]) -> Iterator[pa.Table]:
         """The metrics of logged models, or the spans of traces.
@@ -115,6 +119,10 @@ class EntityReader:
             NotFoundError: a logged model does not exist.
         """
         return self._traces.rows(ids) if table == "spans/1" else self._models.rows(ids)
+
+    def trace_files(self, trace: Trace) -> ArtifactStore:
+        """The files of a trace."""
+        return self._traces.artifacts(trace, self._server.home(trace.experiment_id).client)
 
     def problems(self) -> list[Problem]:
         """The kinds that this user may not read, and what could not be read of traces so far."""

@@ -22,6 +22,7 @@ __all__ = ["API3", "SourceServer", "Workspaced"]
 
 #: Where the endpoints of entities since MLflow 3 live.
 API3: Final = "/api/3.0/mlflow/"
+_NOT_PERMITTED: Final = 403
 _NOT_IMPLEMENTED: Final = 501
 _DEFAULT: Final = "default"
 
@@ -90,8 +91,7 @@ class SourceServer:
         self._threads = threads
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="mlflow-bundle-entities")
         self._homes: dict[str, Workspaced] = {}
-        #: Kinds that the server has and that this user may not read.
-        self.forbidden: list[Problem] = []
+        self._forbidden: dict[str, Problem] = {}
 
     def close(self) -> None:
         """Stop the threads. Requests under way are finished first."""
@@ -161,8 +161,24 @@ class SourceServer:
     def absent(self) -> tuple[str, ...]:
         """The kinds that the server does not have or does not have switched on, in archive order."""
         asked = {"workspace", *(kind for probe in _PROBES for kind in probe.kinds)}
-        known = {*self.kinds, *(problem.kind for problem in self.forbidden)}
+        known = {*self.kinds, *self._forbidden}
         return tuple(kind for kind in KINDS if kind in asked and kind not in known)
+
+    @property
+    def forbidden(self) -> list[Problem]:
+        """The kinds that the server has and that this user may not read, or not wholly."""
+        return list(self._forbidden.values())
+
+    def forbid(self, kind: str, error: AuthError) -> None:
+        """Note that this user may not read a kind.
+
+        Raises:
+            AuthError: the server does not know the user at all.
+        """
+        if error.status != _NOT_PERMITTED:
+            raise error
+        message = f"not every {kind} can be read: {error.message}"
+        self._forbidden.setdefault(kind, Problem(code="not-permitted", kind=kind, message=message))
 
     def _answers(self, probe: _Probe) -> bool:
         client = self.workspaces[0].client
@@ -174,10 +190,8 @@ class SourceServer:
         except RefusedError as error:
             return not error.endpoint_missing
         except AuthError as error:
-            self.forbidden += [
-                Problem(code="not-permitted", kind=kind, message=f"no {kind} can be read: {error.message}")
-                for kind in probe.kinds
-            ]
+            for kind in probe.kinds:
+                self.forbid(kind, error)
             return False
         except ServerError as error:
             if error.status != _NOT_IMPLEMENTED:

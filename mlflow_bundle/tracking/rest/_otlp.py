@@ -14,7 +14,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from mlflow_bundle.tracking.rest._spans import hex_id, meaning
+from mlflow_bundle.tracking._spans import hex_id, meaning
 
 __all__ = ["OTLP_HEADERS", "UnspeakableError", "otlp_request", "otlp_span"]
 

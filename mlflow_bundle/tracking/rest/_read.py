@@ -28,7 +28,7 @@ from mlflow_bundle.tracking.rest._answers import (
     SearchRuns,
     chunks,
     get_run,
-    model_inputs,
+    model_links,
     search_runs,
 )
 from mlflow_bundle.tracking.rest._entities_read import EntityReader
@@ -166,6 +166,8 @@ class RestSource:
     def artifacts(self, record: Record) -> ArtifactStore:
         """The files of a run, logged model, trace or model version, through the server or where its location points."""
         client = self._client
+        if isinstance(record, Trace):
+            return self._entities.trace_files(record)
         if isinstance(record, ModelVersion):
             location = own_location(record)
             if location is None:
@@ -173,7 +175,7 @@ class RestSource:
             _must_be_here(location, record)
             client = self._server.workspace(record.workspace).client
         else:
-            assert isinstance(record, Run | LoggedModel | Trace)
+            assert isinstance(record, Run | LoggedModel)
             location = record.artifact_uri or ""
             client = self._home(record.experiment_id)
         return self._open_store(location, record_id(record), client, kind=str(record.__struct_config__.tag))
@@ -232,14 +234,11 @@ class RestSource:
             yield from (some[start::groups] for start in range(groups))
 
     def _complete(self, runs: list[Run]) -> list[Run]:
-        """The runs with their model inputs, which a search does not tell and no bulk request knows: each run is asked for,
-        wherever the server has logged models at all. A run may read a model of another experiment."""
+        """The runs with their logged models, which no bulk request tells: each run is asked for, wherever the server has logged
+        models at all. A run may read a model of another experiment."""
         if not any(run.model_outputs for run in runs) and not self._entities.has_logged_models():
             return runs
-        read = self._map(lambda run: model_inputs(self._home(run.experiment_id), run.run_id), runs)
-        return [
-            msgspec.structs.replace(run, model_inputs=links) if links else run for run, links in zip(runs, read, strict=True)
-        ]
+        return list(self._map(lambda run: model_links(self._home(run.experiment_id), run), runs))
 
     def _record(self, answer: RunAnswer) -> Run:
         """The run as a record; its metric keys are remembered, equal sets once."""

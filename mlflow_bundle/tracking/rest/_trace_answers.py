@@ -47,7 +47,8 @@ def as_milliseconds(time: datetime) -> int:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"))
+    """The text that MLflow keeps in its database for such a value."""
+    return json.dumps(value)
 
 
 class _Source(msgspec.Struct):

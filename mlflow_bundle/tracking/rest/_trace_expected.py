@@ -13,7 +13,7 @@ from msgspec import UNSET
 
 from mlflow_bundle.entities import Assessment, KeyValue, PromptLink, Trace
 from mlflow_bundle.tracking._port import IdMap
-from mlflow_bundle.tracking.rest._spans import attribute, meaning
+from mlflow_bundle.tracking._spans import attribute, meaning
 from mlflow_bundle.tracking.rest._trace_answers import SOURCE_RUN
 
 __all__ = [
@@ -56,11 +56,14 @@ def mapped(trace: Trace, experiment_id: str, ids: IdMap) -> Trace:
     """The trace with the ids that its references have at the target, without what no server keeps. Its own ids stay."""
     run = {SOURCE_RUN: "run", _MODEL_ID: "logged_model"}
     left = unholdable(trace)
+    overridden = {one.overrides for one in trace.assessments}
     return msgspec.structs.replace(
         trace,
         experiment_id=experiment_id,
         trace_metadata=_rewritten(trace.trace_metadata, run, ids),
-        assessments=tuple(_mapped_assessment(one, ids) for one in trace.assessments if one.assessment_id not in left),
+        assessments=tuple(
+            _mapped_assessment(one, overridden, ids) for one in trace.assessments if one.assessment_id not in left
+        ),
         run_ids=tuple(sorted(new for old in trace.run_ids if (new := ids.find("run", old)) is not None)),
         prompts=tuple(PromptLink(name=ids.new("registered_model", link.name), version=link.version) for link in trace.prompts),
         request_preview=_cut(trace.request_preview),
@@ -74,10 +77,12 @@ def _rewritten(pairs: Sequence[KeyValue], kinds: Mapping[str, str], ids: IdMap) 
     )
 
 
-def _mapped_assessment(one: Assessment, ids: IdMap) -> Assessment:
+def _mapped_assessment(one: Assessment, overridden: set[Any], ids: IdMap) -> Assessment:
     name = ids.new("issue", one.assessment_name) if one.assessment_type == "issue" else one.assessment_name
     metadata = _rewritten(one.metadata, {_ASSESSED_IN: "run"}, ids)
-    return msgspec.structs.replace(one, assessment_name=name, metadata=metadata)
+    # A server makes one invalid only where another one overrides it.
+    valid = one.valid or one.assessment_id not in overridden
+    return msgspec.structs.replace(one, assessment_name=name, metadata=metadata, valid=valid)
 
 
 def _cut(preview: Any) -> Any:

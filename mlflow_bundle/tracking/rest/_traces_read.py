@@ -15,15 +15,15 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from mlflow_bundle.entities import Record, Trace
+from mlflow_bundle.entities import Trace
 from mlflow_bundle.errors import AuthError, ServerError
 from mlflow_bundle.kinds import order_key
 from mlflow_bundle.records import Problem
 from mlflow_bundle.tracking._port import ArtifactStore, EntityQuery
 from mlflow_bundle.tracking._rest import API, RefusedError, RestClient
+from mlflow_bundle.tracking._spans import span_texts, span_values, spans_table
 from mlflow_bundle.tracking.rest._answers import SearchRuns, chunks, search_runs
 from mlflow_bundle.tracking.rest._features import API3, SourceServer, Workspaced
-from mlflow_bundle.tracking.rest._spans import span_texts, span_values, spans_table
 from mlflow_bundle.tracking.rest._trace_answers import (
     SOURCE_RUN,
     OldTrace,
@@ -35,12 +35,12 @@ from mlflow_bundle.tracking.rest._trace_answers import (
     TraceInfos,
     TracePage,
 )
+from mlflow_bundle.tracking.rest._trace_files import PAYLOAD_ENDPOINT, TraceFiles
 
 __all__ = ["TraceReader", "fetch_spans", "found_traces", "trace_infos"]
 
 _SEARCH: Final = f"{API3}traces/search"
 _INFOS: Final = f"{API3}traces/batchGetInfos"
-_SPANS: Final = "/ajax-api/2.0/mlflow/get-trace-artifact"
 _TRACES_PER_PAGE: Final = 500
 _TRACES_PER_BATCH: Final = 100
 _RUNS_PER_PAGE: Final = 1_000
@@ -125,11 +125,11 @@ def fetch_spans(client: RestClient, trace_id: str) -> list[dict[str, Any]]:
     asked = {"request_id": trace_id}
     try:
         # What a server cannot read it cannot read the fifth time either.
-        payload = client.get_bytes(_SPANS, asked, retries=1)
+        payload = client.get_bytes(PAYLOAD_ENDPOINT, asked, retries=1)
     except ServerError as error:
         if error.status == _BROKEN or isinstance(error, AuthError | RefusedError):
             raise
-        payload = client.get_bytes(_SPANS, asked)
+        payload = client.get_bytes(PAYLOAD_ENDPOINT, asked)
     return [span_values(text) for text in span_texts(payload)]
 
 
@@ -145,40 +145,49 @@ class TraceReader:
     """The traces of all workspaces of a server.
 
     ``experiments`` gives the ids of the experiments of a workspace, deleted ones too; ``open_store`` the artifact store at a
-    location (URI, and id for messages). ``problems`` collects what could not be read of traces that were given out.
+    location (URI, id for messages, client). ``problems`` collects what could not be read of traces that were given out.
     """
 
     def __init__(
         self,
         server: SourceServer,
         experiments: Callable[[str | None], Sequence[str]],
-        open_store: Callable[[str, str], ArtifactStore],
+        open_store: Callable[[str, str, RestClient], ArtifactStore],
     ) -> None:
         self._server = server
         self._experiments = experiments
-        self._open_store = open_store
+        self._files = TraceFiles(open_store)
         self._places: dict[str | None, list[str]] = {}
         self._known_links: dict[str | None, _Links] = {}
-        self._old: bool | None = None
+        self._offered: bool | None = None
+        self._old = False
         self.problems: list[Problem] = []
         match = re.match(r"(\d+)\.(\d+)", server.client.version())
         self._release = (int(match[1]), int(match[2])) if match else (99, 0)
 
     def offered(self) -> bool:
-        """Whether the server knows traces at all."""
-        if self._old is None:
-            client = self._server.workspaces[0].client
+        """Whether the server knows traces, and this user may read them; asked once."""
+        if self._offered is None:
             try:
-                client.post_json(_SEARCH, {"locations": _locations(["0"]), "max_results": 1})
-                self._old = False
-            except RefusedError as error:
-                if not error.endpoint_missing:
-                    raise
-                self._old = True
-        if not self._old:
+                self._offered = self._probe()
+            except AuthError as error:
+                message = f"no trace can be read: {error.message}"
+                self.problems.append(Problem(code="not-permitted", kind="trace", message=message))
+                self._offered = False
+        return self._offered
+
+    def _probe(self) -> bool:
+        client = self._server.workspaces[0].client
+        try:
+            client.post_json(_SEARCH, {"locations": _locations(["0"]), "max_results": 1})
+        except RefusedError as error:
+            if not error.endpoint_missing:
+                raise
+            self._old = True
+        else:
             return True
         try:
-            self._server.workspaces[0].client.get_json(f"{API}traces", {"experiment_ids": "0", "max_results": 1})
+            client.get_json(f"{API}traces", {"experiment_ids": "0", "max_results": 1})
         except RefusedError as error:
             return not error.endpoint_missing
         return True
@@ -422,10 +431,9 @@ class TraceReader:
         """Whether there is such a trace and it shows no sign of spans: one that was only started."""
         return not self._old and any(_SIGNS.isdisjoint(info.trace_metadata) for info in trace_infos(client, [trace_id]))
 
-    def artifacts(self, trace: Record) -> ArtifactStore:
+    def artifacts(self, trace: Trace, client: RestClient | None = None) -> ArtifactStore:
         """The files of a trace: attachments, and ``traces.json`` where the spans are not in the database."""
-        assert isinstance(trace, Trace)
-        return self._open_store(trace.artifact_uri or "", trace.trace_id)
+        return self._files.of(trace, client or self._server.client)
 
 
 def _source_run(trace: Trace) -> str:

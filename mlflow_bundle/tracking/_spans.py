@@ -1,4 +1,4 @@
-"""Spans as a server hands them out: the exact JSON text of each, and the columns of the spans table that derive from it."""
+"""Spans as MLflow hands them out: the exact JSON text of each, and the columns of the spans table that derive from it."""
 
 from __future__ import annotations
 

@@ -1,0 +1,165 @@
+"""Columns that MLflow derives from others, as it derives them: no record holds them, and its server needs them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from decimal import Decimal, InvalidOperation
+from typing import Any, Final
+
+from mlflow_bundle.entities import (
+    Assessment,
+    DatasetRecord,
+    GatewayEndpoint,
+    Guardrail,
+    GuardrailConfig,
+    KeyValue,
+    LoggedModel,
+    McpServerVersion,
+    OnlineScoring,
+    Record,
+    ReviewQueue,
+    Scorer,
+    Trace,
+)
+from mlflow_bundle.tracking.database._traces_read import COST_KEY, COSTS, NAME_TAG, SESSION_KEY, TOKENS, TOKENS_KEY
+
+__all__ = ["DERIVED", "DERIVED_OF_CHILDREN", "PROMOTED", "uuid_of"]
+
+Row = dict[str, Any]
+_SESSION_CHARS: Final = 250
+_INT64: Final = 2**63
+#: Tags and metadata of traces that the database keeps in columns.
+PROMOTED: Final = {"tags": (NAME_TAG,), "trace_metadata": (SESSION_KEY, TOKENS_KEY, COST_KEY)}
+
+
+def uuid_of(*parts: str) -> str:
+    """36 characters that depend on these texts alone, in the form of the random ids that MLflow gives."""
+    digits = hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:32]}"
+
+
+def _of_record(record: DatasetRecord) -> Row:
+    inputs = json.loads(record.inputs) if isinstance(record.inputs, str) else {}
+    return {"input_hash": hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()}
+
+
+def _of_queue(queue: ReviewQueue) -> Row:
+    return {"name_key": queue.name.lower()}
+
+
+def _of_mcp_version(version: McpServerVersion) -> Row:
+    from mlflow.utils.semver_utils import encode_prerelease_sort_key, parse_semver  # noqa: PLC0415 - a second, for few
+
+    parsed = parse_semver(version.version)
+    return {
+        "version_major": parsed.major,
+        "version_minor": parsed.minor,
+        "version_patch": parsed.patch,
+        "version_prerelease_sort_key": encode_prerelease_sort_key(parsed),
+    }
+
+
+def _of_trace(trace: Trace) -> Row:
+    """The columns that stand for a name, a session, numbers of tokens and costs."""
+    tags, metadata = _texts(trace.tags), _texts(trace.trace_metadata)
+    session = metadata.get(SESSION_KEY)
+    row: Row = {
+        "trace_name": tags.get(NAME_TAG),
+        "session_id": session if session is not None and len(session) <= _SESSION_CHARS else None,
+        "db_payload_generation": 0,
+    }
+    row |= _numbers(metadata.get(TOKENS_KEY), TOKENS, _token_count)
+    return row | _numbers(metadata.get(COST_KEY), COSTS, _finite)
+
+
+def _texts(pairs: tuple[KeyValue, ...]) -> dict[str, str]:
+    return {pair.key: pair.value for pair in pairs}
+
+
+def _numbers(text: str | None, columns: tuple[str, ...], convert: Callable[[Any], Any]) -> Row:
+    try:
+        members = json.loads(text) if text is not None else {}
+    except ValueError:
+        members = {}
+    members = members if isinstance(members, dict) else {}
+    return {column: convert(members.get(column)) for column in columns}
+
+
+def _finite(value: Any) -> float | None:
+    if value is None or isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _token_count(value: Any) -> int | None:
+    if value is None or isinstance(value, bool):
+        return None
+    try:
+        number = Decimal(str(value))
+    except InvalidOperation:
+        return None
+    whole = number.is_finite() and number == number.to_integral_value() and -_INT64 <= number < _INT64
+    return int(number) if whole else None
+
+
+def _of_assessment(trace: Record, one: Assessment) -> Row:
+    assert isinstance(trace, Trace)
+    value, numeric = _aggregate(json.loads(one.value) if isinstance(one.value, str) else None)
+    return {
+        "experiment_id": trace.experiment_id,
+        "trace_timestamp_ms": trace.request_time,
+        "aggregate_value": value,
+        "is_numeric_value": numeric,
+    }
+
+
+def _aggregate(value: Any) -> tuple[float | None, bool]:
+    """What charts show of a judgement, and whether it is a number."""
+    if isinstance(value, bool):
+        return float(value), False
+    if isinstance(value, int | float):
+        number = _finite(value)
+        return number, number is not None
+    if isinstance(value, str) and value.strip().lower() in ("yes", "no"):
+        return (1.0 if value.strip().lower() == "yes" else 0.0), False
+    return None, False
+
+
+def _of_online(scorer: Record, one: OnlineScoring) -> Row:
+    assert isinstance(scorer, Scorer)
+    identity = one.online_scoring_config_id or uuid_of(str(scorer.scorer_id), str(one.filter_string))
+    return {"experiment_id": scorer.experiment_id, "online_scoring_config_id": identity}
+
+
+def _of_guardrail(guardrail: Record, _: GuardrailConfig) -> Row:
+    assert isinstance(guardrail, Guardrail)
+    return {"workspace": guardrail.workspace}
+
+
+def _in_experiment(model: Record, _: Any) -> Row:
+    assert isinstance(model, LoggedModel | GatewayEndpoint)
+    return {"experiment_id": model.experiment_id}
+
+
+#: What the table of a kind has beside the fields of its record.
+DERIVED: Final[Mapping[str, Callable[[Any], Row]]] = {
+    "dataset_record": _of_record,
+    "review_queue": _of_queue,
+    "mcp_server_version": _of_mcp_version,
+    "trace": _of_trace,
+}
+#: The same of the tables of children, by table.
+DERIVED_OF_CHILDREN: Final[Mapping[str, Callable[[Any, Any], Row]]] = {
+    "assessments": _of_assessment,
+    "online_scoring_configs": _of_online,
+    "guardrail_configs": _of_guardrail,
+    "logged_model_params": _in_experiment,
+    "logged_model_tags": _in_experiment,
+}

@@ -1,0 +1,1 @@
+"""Reads file stores such as ``./mlruns`` of any release of MLflow, without MLflow."""
