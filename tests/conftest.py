@@ -12,4 +12,6 @@ pytest_plugins = [
     "tests.fixtures.s3",
     "tests.fixtures.content",
     "tests.fixtures.databases",
+    "tests.fixtures.filestores",
+    "tests.fixtures.estate",
 ]

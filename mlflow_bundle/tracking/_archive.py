@@ -106,6 +106,10 @@ class ArchiveSource:
         """None: what was missing when the archive was made is in its snapshot."""
         return []
 
+    def notes(self) -> list[str]:
+        """Nothing."""
+        return []
+
     def close(self) -> None:
         """The bundle stays open; its owner closes it."""
 

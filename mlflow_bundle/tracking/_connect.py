@@ -11,16 +11,18 @@ from mlflow_bundle._redact import redact_uri
 from mlflow_bundle.errors import UnsupportedError, UsageError
 from mlflow_bundle.tracking._port import MlflowSource, MlflowTarget
 
-__all__ = ["connect_source", "connect_target", "is_database", "resolve_tracking_uri"]
+__all__ = ["connect_source", "connect_target", "is_database", "is_file_store", "resolve_tracking_uri"]
 
 _DATABASES: Final = ("sqlite", "postgresql", "postgres")
 _UNTESTED_DATABASES: Final = ("mysql", "mssql", "oracle")
 #: Where MLflow keeps its data when nobody says anything.
 _EMBEDDED: Final = "sqlite:///mlflow.db"
+_FOLDER: Final = "./mlruns"
 
 
 def resolve_tracking_uri(tracking_uri: str | os.PathLike[str] | None) -> str:
-    """The tracking URI that was given, else ``MLFLOW_TRACKING_URI``, else MLflow's embedded default where it exists.
+    """The tracking URI that was given, else ``MLFLOW_TRACKING_URI``, else MLflow's own default where it exists: a file store
+    ``./mlruns`` with experiments, else the embedded database.
 
     Raises:
         UsageError: there is none of these.
@@ -29,21 +31,24 @@ def resolve_tracking_uri(tracking_uri: str | os.PathLike[str] | None) -> str:
         text = os.fspath(tracking_uri)
     else:
         text = os.environ.get("MLFLOW_TRACKING_URI", "")
+        if not text and any(path.parent.name.isdigit() for path in Path(_FOLDER).glob("*/meta.yaml")):
+            text = _FOLDER
         if not text and Path("mlflow.db").is_file():
             text = _EMBEDDED
         if not text:
             raise UsageError(
-                "no MLflow server or database is named",
-                hint="give a tracking URI such as http://localhost:5000 or sqlite:///mlflow.db, or set MLFLOW_TRACKING_URI",
+                "no MLflow server, database or file store is named",
+                hint="give a tracking URI such as http://localhost:5000, sqlite:///mlflow.db or ./mlruns, or set"
+                " MLFLOW_TRACKING_URI",
             )
-    if "://" not in text and not text.startswith(("databricks", "arn:")):
-        if text.endswith((".db", ".sqlite", ".sqlite3")):
-            return f"sqlite:///{text}"
-        raise UnsupportedError(
-            f"{text!r} is a folder or an unknown URI: file stores such as ./mlruns cannot be read by this release",
-            hint="give http://..., sqlite:///FILE or postgresql://...; `mlflow migrate-filestore` makes a database of ./mlruns",
-        )
+    if is_file_store(text) and text.endswith((".db", ".sqlite", ".sqlite3")) and not Path(text).is_dir():
+        return f"sqlite:///{text}"
     return text
+
+
+def is_file_store(uri: str) -> bool:
+    """Whether a tracking URI names a file store: a folder, or a ``file:`` URI."""
+    return uri.startswith("file:") or ("://" not in uri and not uri.startswith(("databricks", "arn:", "uc:")))
 
 
 def is_database(uri: str) -> bool:
@@ -68,7 +73,11 @@ def connect_source(
     artifact_storage_options: Mapping[str, Any] | None = None,
     jobs: int | None = None,
 ) -> MlflowSource:
-    """Open a server or a database for reading."""
+    """Open a server, a database or a file store for reading."""
+    if is_file_store(uri):
+        from mlflow_bundle.tracking.filestore._read import FileSource  # noqa: PLC0415 - spares the other roads its imports
+
+        return FileSource(uri, artifacts_destination=artifacts_destination, storage_options=artifact_storage_options)
     if is_database(uri):
         from mlflow_bundle.tracking.database._read import DatabaseSource  # noqa: PLC0415 - spares the other road its imports
 
@@ -88,7 +97,16 @@ def connect_target(
     jobs: int | None = None,
     workspace: str | None = None,
 ) -> MlflowTarget:
-    """Open a server or a database for writing."""
+    """Open a server or a database for writing.
+
+    Raises:
+        UnsupportedError: a file store, which can only be read.
+    """
+    if is_file_store(uri):
+        raise UnsupportedError(
+            f"{redact_uri(uri)} is a folder: a file store can be packed, and nothing can be restored into one",
+            hint="give http://..., sqlite:///FILE or postgresql://...",
+        )
     if is_database(uri):
         from mlflow_bundle.tracking.database._write import DatabaseTarget  # noqa: PLC0415
 

@@ -150,6 +150,7 @@ def pack(
         work.rows()
         work.files()
         work.problems += source.problems()
+        work.notes += source.notes()
         _refuse_partial(work.problems, allow_partial=allow_partial)
         committed = packer.commit(
             created_at=max(time.time_ns() // 1_000_000, newest.snapshot.created_at + 1 if newest else 0),
@@ -293,9 +294,10 @@ class _Work:
 
     def _look_for_root(self, owner: Owner) -> None:
         """Count an entity without files whose place for the files of all is not there at all, as on a foreign machine. The
-        files of runs and logged models a server lists itself."""
+        files of runs and logged models a server lists itself; a file store says it for itself."""
         uri = getattr(owner.record, "artifact_uri", "") or ""
-        served = self._source.description.kind == "rest" and owner.kind != "trace"
+        source = self._source.description.kind
+        served = (source == "rest" and owner.kind != "trace") or source == "file"
         if served or owner.kind not in _ROOTS or not uri.startswith(("/", "file:")):
             return
         root = Path(local_path(uri)).parents[_ROOTS[owner.kind] : _ROOTS[owner.kind] + 1]

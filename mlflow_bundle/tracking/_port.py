@@ -183,8 +183,12 @@ class MlflowSource(Protocol):
         ...
 
     def problems(self) -> list[Problem]:
-        """What could not be read of entities that were yielded all the same (spans of a trace that the server refuses to
-        hand out, for example), so far."""
+        """What could not be read so far of entities that were yielded all the same (spans of a trace that the server refuses
+        to hand out, for example), and entities that were left out because nothing of them can be read (a torn file)."""
+        ...
+
+    def notes(self) -> list[str]:
+        """What else is worth knowing of what was read so far, a sentence each: no reason to call an archive incomplete."""
         ...
 
     def close(self) -> None: ...

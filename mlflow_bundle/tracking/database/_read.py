@@ -432,6 +432,10 @@ class DatabaseSource:
         """Spans that could not be read, so far."""
         return self._owned.problems
 
+    def notes(self) -> list[str]:
+        """Nothing."""
+        return []
+
     def close(self) -> None:
         """End the read transaction."""
         self._db.close()

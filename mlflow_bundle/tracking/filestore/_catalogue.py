@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -31,8 +32,12 @@ __all__ = ["KINDS_OF_STORE", "Catalogue"]
 #: The kinds beside experiments and runs that a file store has, in archive order.
 KINDS_OF_STORE: Final = ("logged_model", "registered_model", "model_version", "trace")
 _IN_EXPERIMENT: Final = {"run": "", "logged_model": layout.MODELS, "trace": layout.TRACES}
-#: What a run folder has beside its YAML. A folder with none of it holds artifacts, or is somebody else's.
-_OF_A_RUN: Final = (layout.METRICS, layout.PARAMS, layout.TAGS, layout.INPUTS, layout.OUTPUTS)
+_READERS: Final[Mapping[str, Callable[..., Record]]] = {"run": run_of, "logged_model": logged_model_of, "trace": trace_of}
+#: What a run, logged model, version or trace has beside its YAML. A folder with none of it is somebody else's.
+_OF_AN_ENTITY: Final = (layout.METRICS, layout.PARAMS, layout.TAGS, layout.INPUTS, layout.OUTPUTS, layout.TRACE_METADATA)
+
+
+_R = TypeVar("_R")
 
 
 class Catalogue:
@@ -52,7 +57,9 @@ class Catalogue:
         #: The folders of the experiments by id.
         self.folders: dict[str, str] = {}
         if not Path(root).is_dir():
-            raise NotFoundError(f"there is no folder {root!r}", hint="name the folder of a file store, http://..., or a database")
+            raise NotFoundError(
+                f"there is no folder {root!r}", hint="name the folder of a file store, http://..., or a database"
+            )
         self.experiments = sorted(self._experiments(), key=order_key)
         if not self.experiments and not self.problems and not Path(root, layout.MODELS).is_dir():
             raise NotFoundError(
@@ -63,38 +70,33 @@ class Catalogue:
     # -- experiments -----------------------------------------------------------------------------------------------
 
     def _experiments(self) -> Iterator[Experiment]:
-        for place, in_trash in ((self.root, False), (f"{self.root}/{layout.TRASH}", True)):
-            for name in subfolders(place):
+        for home, in_trash in ((self.root, False), (f"{self.root}/{layout.TRASH}", True)):
+            for name in subfolders(home):
                 if not in_trash and name in (layout.TRASH, layout.MODELS):
                     continue
-                folder = f"{place}/{name}"
-                if not os.path.lexists(f"{folder}/{layout.META}"):
-                    self._without_meta("experiment", name, folder, subfolders(folder))
-                    continue
-                experiment = self._experiment(folder, name, in_trash=in_trash)
-                if experiment is not None:
-                    yield experiment
+                place = _Place(f"{home}/{name}", name, experiment_id=name)
+                if os.path.lexists(place.meta):
+                    experiment = self._experiment(place, in_trash=in_trash)
+                    if experiment is not None:
+                        yield experiment
+                elif (problem := self._without_meta("experiment", place)) is not None:
+                    self.problems.append(problem)
 
-    def _experiment(self, folder: str, name: str, *, in_trash: bool) -> Experiment | None:
+    def _experiment(self, place: _Place, *, in_trash: bool) -> Experiment | None:
         unreadable: list[BundleError] = []
-        tags = read_pairs(f"{folder}/{layout.TAGS}", unreadable)
-        experiment = None
+        tags = read_pairs(f"{place.folder}/{layout.TAGS}", unreadable)
+        experiment: Experiment | None = None
         try:
-            if name in self.folders:
-                raise broken(folder, f"the experiment {name!r} is here and in {self.folders[name]}, too")
-            meta = read_meta(f"{folder}/{layout.META}")
-            experiment = _checked(folder, lambda: experiment_of(meta, name, in_trash=in_trash, tags=tags), layout.META)
-            self.folders[name] = folder
-            self._leave("experiment", meta, folder)
+            if place.name in self.folders:
+                raise broken(place.folder, f"the experiment is in {self.folders[place.name]}, too")
+            meta = read_meta(place.meta)
+            experiment = _checked(place.meta, lambda: experiment_of(meta, place.name, in_trash=in_trash, tags=tags))
+            self.folders[place.name] = place.folder
+            self._leave("experiment", meta, place.folder)
         except BundleError as error:
             unreadable.append(error)
-        for error in unreadable:
-            left = "" if experiment else "; the experiment and everything in it was left out"
-            self.problems.append(
-                Problem(
-                    code=error.code, kind="experiment", id=name, message=f"{error.message}{left}", experiments=(name,)
-                )
-            )
+        left_out = experiment is None
+        self.problems += [problem_of("experiment", place.name, one, place.name, left_out=left_out) for one in unreadable]
         return experiment
 
     # -- what is in them -------------------------------------------------------------------------------------------
@@ -117,16 +119,11 @@ class Catalogue:
 
     def _index_experiment(self, kind: str, experiment_id: str, index: Index) -> None:
         home = f"{self.folders[experiment_id]}/{_IN_EXPERIMENT[kind]}".rstrip("/")
-        read = {"run": run_of, "logged_model": logged_model_of, "trace": trace_of}[kind]
         file = layout.TRACE_META if kind == "trace" else layout.META
         for name in subfolders(home):
-            folder = f"{home}/{name}"
-            if kind == "run" and name in layout.RESERVED:
-                continue
-            if not os.path.lexists(f"{folder}/{file}"):
-                self._without_meta(kind, name, folder, subfolders(folder), index, experiment_id)
-                continue
-            self._add(index, folder, name, experiment_id, file, lambda meta, name=name: read(meta, name, experiment_id))
+            if kind != "run" or name not in layout.RESERVED:
+                place = _Place(f"{home}/{name}", name, file, experiment_id)
+                self._add(index, place, partial(_READERS[kind], folder=name, experiment_id=experiment_id))
 
     def _index_registry(self) -> None:
         models = self._indexes.setdefault("registered_model", Index("registered_model"))
@@ -134,66 +131,55 @@ class Catalogue:
         self._indexed["registered_model"] = self._indexed["model_version"] = {""}
         home = f"{self.root}/{layout.MODELS}"
         for name in subfolders(home):
-            folder = f"{home}/{name}"
-            if not os.path.lexists(f"{folder}/{layout.META}"):
-                self._without_meta("registered_model", name, folder, subfolders(folder), models)
-                continue
-            self._add(models, folder, name, "", layout.META, lambda meta, name=name: registered_model_of(meta, name))
-            for version in subfolders(folder):
-                if version.startswith("version-"):
-                    read = lambda meta, name=name, version=version: version_of(meta, version, name)  # noqa: E731
-                    identity = f"{name}/{version.removeprefix('version-')}"
-                    self._add(versions, f"{folder}/{version}", identity, "", layout.META, read)
+            self._add(models, _Place(f"{home}/{name}", name), partial(registered_model_of, folder=name))
+            for version in subfolders(f"{home}/{name}"):
+                if version.startswith(layout.VERSION):
+                    place = _Place(f"{home}/{name}/{version}", f"{name}/{version.removeprefix(layout.VERSION)}")
+                    self._add(versions, place, partial(version_of, folder=version, model=name))
 
-    def _add(
-        self, index: Index, folder: str, name: str, experiment_id: str, file: str, read: Callable[[Any], Record]
-    ) -> None:
+    def _add(self, index: Index, place: _Place, read: Callable[[Any], Record]) -> None:
         """Put what a folder holds into an index, or the reason why that cannot be."""
+        if not os.path.lexists(place.meta):
+            problem = self._without_meta(index.kind, place)
+        else:
+            problem = self._indexed_or_not(index, place, read)
+        if problem is not None:
+            index.broken.append((place.experiment_id, place.name, problem))
+
+    def _indexed_or_not(self, index: Index, place: _Place, read: Callable[[Any], Record]) -> Problem | None:
         try:
-            meta = read_meta(f"{folder}/{file}")
-            record = _checked(folder, lambda: read(meta), file)
+            meta = read_meta(place.meta)
+            record = _checked(place.meta, lambda: read(meta))
             other = index.folder(record_id(record))
             if other is not None:
-                raise broken(folder, f"the {index.kind.replace('_', ' ')} is in {other}, too")
+                raise broken(place.folder, f"the {_shown(index.kind)} is in {other}, too")
         except BundleError as error:
-            self._break(index, experiment_id, name, error)
-            return
-        index.add(record, experiment_id, folder)
-        self._leave(index.kind, meta, folder)
-
-    def _break(self, index: Index, experiment_id: str, name: str, error: BundleError) -> None:
-        problem = problem_of(index.kind, name, error, experiment_id, left_out=True)
-        index.broken.append((experiment_id, name, problem))
+            return problem_of(index.kind, place.name, error, place.experiment_id, left_out=True)
+        index.add(record, place.experiment_id, place.folder)
+        self._leave(index.kind, meta, place.folder)
+        return None
 
     # -- what is not archived --------------------------------------------------------------------------------------
 
-    def _without_meta(
-        self,
-        kind: str,
-        name: str,
-        folder: str,
-        inside: Sequence[str],
-        index: Index | None = None,
-        experiment_id: str = "",
-    ) -> None:
-        """A folder without YAML: it lost it where it looks like an entity otherwise, and holds something else where not."""
-        file = layout.TRACE_META if kind == "trace" else layout.META
+    def _without_meta(self, kind: str, place: _Place) -> Problem | None:
+        """A folder without YAML: it lost it where it looks like an entity otherwise, and is somebody else's where not."""
+        inside = subfolders(place.folder)
         looks = {
-            "experiment": any(os.path.lexists(f"{folder}/{run}/{layout.META}") for run in inside),
-            "registered_model": any(version.startswith("version-") for version in inside),
-        }.get(kind, any(part in inside for part in _OF_A_RUN))
-        if not looks:
-            self._ignore(f"folders of the file store hold no {file} and were left out as no {kind.replace('_', ' ')}", "", folder)
-            return
-        error = broken(f"{folder}/{file}", "the file is missing")
-        if index is not None:
-            self._break(index, experiment_id, name, error)
-            return
-        self.problems.append(problem_of(kind, name, error, name, left_out=True))
+            "experiment": any(os.path.lexists(f"{place.folder}/{run}/{layout.META}") for run in inside),
+            "registered_model": any(version.startswith(layout.VERSION) for version in inside),
+        }.get(kind, any(part in inside for part in _OF_AN_ENTITY))
+        if looks:
+            missing = broken(place.meta, "the file is missing")
+            return problem_of(kind, place.name, missing, place.experiment_id, left_out=True)
+        file = place.meta.rpartition("/")[2]
+        self._ignore(f"folders of the file store hold no {file} and were left out as no {_shown(kind)}", "", place.folder)
+        return None
 
     def _leave(self, kind: str, meta: dict[str, Any], folder: str) -> None:
         for name in leftovers(kind, meta):
-            self._ignore(f"{kind.replace('_', ' ')}s have an entry in their YAML that no archive has a place for:", name, folder)
+            self._ignore(
+                f"{kind.replace('_', ' ')}s have an entry in their YAML that no archive has a place for:", name, folder
+            )
 
     def _ignore(self, what: str, name: str, folder: str) -> None:
         count, example = self._ignored.get((what, name), (0, folder))
@@ -212,8 +198,21 @@ class Catalogue:
             index.close()
 
 
-def _checked(folder: str, read: Callable[[], Any], file: str) -> Any:
-    """What a reader of YAML makes of it.
+class _Place(NamedTuple):
+    """The folder of an entity, the id that it stands for, the name of its YAML file, and the experiment that it is in."""
+
+    folder: str
+    name: str
+    file: str = layout.META
+    experiment_id: str = ""
+
+    @property
+    def meta(self) -> str:
+        return f"{self.folder}/{self.file}"
+
+
+def _checked(path: str, read: Callable[[], _R]) -> _R:
+    """What a reader of YAML makes of the file ``path``.
 
     Raises:
         CorruptError: it is not what it should be.
@@ -221,12 +220,17 @@ def _checked(folder: str, read: Callable[[], Any], file: str) -> Any:
     try:
         return read()
     except (ValueError, msgspec.ValidationError) as error:
-        raise broken(f"{folder}/{file}", str(error)) from error
+        raise broken(path, str(error)) from error
+
+
+def _shown(kind: str) -> str:
+    return kind.replace("_", " ")
 
 
 def problem_of(kind: str, identity: str, error: BundleError, experiment_id: str, *, left_out: bool = False) -> Problem:
     """The problem that something of an entity, or with ``left_out`` the whole of it, cannot be read."""
-    left = f"; the {kind.replace('_', ' ')} was left out" if left_out else ""
+    whole = " and everything in it" if kind == "experiment" else ""
+    left = f"; the {_shown(kind)}{whole} was left out" if left_out else ""
     return Problem(
         code=error.code,
         message=f"{error.message}{left}",

@@ -33,6 +33,7 @@ __all__ = [
     "TRACE_META",
     "TRACE_METADATA",
     "TRASH",
+    "VERSION",
     "as_pairs",
     "broken",
     "files_below",
@@ -54,6 +55,8 @@ DATASETS: Final = "datasets"
 ARTIFACTS: Final = "artifacts"
 #: Logged models in the folder of an experiment, registered models in that of the store.
 MODELS: Final = "models"
+#: Folders of versions of a registered model: this and their number.
+VERSION: Final = "version-"
 ALIASES: Final = "aliases"
 TRACES: Final = "traces"
 TRACE_META: Final = "trace_info.yaml"

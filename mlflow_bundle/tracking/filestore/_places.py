@@ -12,7 +12,7 @@ from mlflow_bundle.tracking._port import ArtifactStore
 from mlflow_bundle.tracking.artifacts import artifact_store
 from mlflow_bundle.tracking.artifacts._local import LocalArtifacts, local_path
 from mlflow_bundle.tracking.artifacts._own import NoArtifacts
-from mlflow_bundle.tracking.filestore._layout import ARTIFACTS
+from mlflow_bundle.tracking.filestore._layout import ARTIFACTS, TRASH
 
 __all__ = ["Places"]
 
@@ -39,7 +39,7 @@ class Places:
             return LocalArtifacts(own)
         if own is not None and (location.startswith("file:") or "://" not in location):
             named = os.path.normpath(local_path(location))
-            if named == own:
+            if named in (own, own.replace(f"/{TRASH}/", "/", 1)):  # a deleted experiment is moved, its locations are not
                 return LocalArtifacts(own)
             if not os.path.isabs(named) or not os.path.isdir(named):  # noqa: PTH112, PTH117
                 if _is_home_of(named, own):
@@ -59,16 +59,16 @@ class Places:
 
     def notes(self) -> list[str]:
         """A sentence for each kind and place that does not exist here."""
-        read = "their files were read from their own folders in the file store"
+        read = "their own folders in the file store were read instead"
         return [
-            f"{len(ids):,} {kind.replace('_', ' ')}s name artifact folders below {place}, which are not on this machine: {what}"
-            for found, what in ((self._own, read), (self._gone, "none were archived"))
+            f"{kind.replace('_', ' ')} artifact folders below {place} are not on this machine ({len(ids):,} of them): {what}"
+            for found, what in ((self._own, read), (self._gone, "nothing of them was archived"))
             for (kind, place), ids in sorted(found.items())
         ]
 
 
 def _is_home_of(named: str, own: str) -> bool:
-    """Whether the folder ``own`` stands for ``named``, which is not there: it has the same place in the store, or holds files."""
+    """Whether the folder ``own`` stands for ``named``, which is not there: it has the same place, or holds files."""
     if not os.path.isdir(own):  # noqa: PTH112
         return False
     with os.scandir(own) as entries:

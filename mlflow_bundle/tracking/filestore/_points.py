@@ -1,4 +1,4 @@
-"""Metric files as columns: whole files are parsed at once, and only files of mixed or broken lines are looked at line by line."""
+"""Metric files as columns: parsed whole and many at once; only files of mixed or broken lines are read line by line."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ class PointFile(NamedTuple):
     path: str
 
 
-def read_points(files: Sequence[PointFile], schema: pa.Schema, lines: Lines, unreadable: list[tuple[int, BundleError]]) -> pa.Table:
+def read_points(
+    files: Sequence[PointFile], schema: pa.Schema, lines: Lines, unreadable: list[tuple[int, BundleError]]
+) -> pa.Table:
     """The points of some files, file by file, as a table of ``schema``: ``owner``, ``key`` and columns of ``lines``.
 
     What cannot be read goes to ``unreadable`` with the number of its owner: a file, or the lines of one that are no points.
@@ -112,16 +114,17 @@ def _line_by_line(
     file: PointFile, data: bytes, schema: pa.Schema, lines: Lines, unreadable: list[tuple[int, BundleError]]
 ) -> pa.Table:
     """The points of one file whose lines differ, by MLflow's own rules for each line."""
-    points, wrong = [], []
+    points: list[dict[str, Any]] = []
+    wrong: list[tuple[int, ValueError]] = []
     for number, line in enumerate(data.split(b"\n")[:-1], start=1):
         try:
             points.append(_point(line.decode().strip().split(" "), lines))
         except ValueError as error:
             wrong.append((number, error))
     if wrong:
-        number, error = wrong[0]
+        number, first = wrong[0]
         more = f" (and {len(wrong) - 1:,} more lines)" if len(wrong) > 1 else ""
-        unreadable.append((file.owner, broken(file.path, f"line {number} is no point of a metric: {error}{more}")))
+        unreadable.append((file.owner, broken(file.path, f"line {number} is no point of a metric: {first}{more}")))
     columns = {name: pa.array([point.get(name) for point in points], _TYPES[name]) for name in _TYPES if name in schema.names}
     columns["owner"] = pa.array([file.owner] * len(points), pa.int32())
     columns["key"] = pa.array([file.key] * len(points), pa.string())

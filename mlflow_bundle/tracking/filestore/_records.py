@@ -13,6 +13,7 @@ from mlflow_bundle.entities import Dataset, Experiment, KeyValue, LoggedModel, M
 from mlflow_bundle.tracking.rest._trace_answers import OldTrace, TraceAnswer
 
 __all__ = [
+    "completed",
     "dataset_of",
     "experiment_of",
     "integer",
@@ -50,6 +51,8 @@ _VERSION: Final = (
     "status",
     "status_message",
 )
+#: What of a trace is not in its YAML.
+_IN_FILES: Final = ("tags", "trace_metadata", "assessments", "artifact_uri", "spans_location", "archive_location")
 _TIMES: Final = ("creation_timestamp", "last_updated_timestamp")
 #: Entries of the YAML that are read, or that repeat what is read elsewhere, by kind.
 _KNOWN: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
@@ -245,45 +248,34 @@ def version_of(meta: Meta, folder: str, model: str) -> ModelVersion:
     return ModelVersion(name=model, version=int(number), **fields)
 
 
-def trace_of(
-    meta: Meta,
-    folder: str,
-    experiment_id: str,
-    *,
-    tags: Sequence[KeyValue] = (),
-    metadata: Sequence[KeyValue] = (),
-    assessments: Sequence[Meta] = (),
-) -> Trace:
+def trace_of(meta: Meta, folder: str, experiment_id: str) -> Trace:
     """The YAML has the form of the REST API, of version 3 or 2, but for the duration, which is in milliseconds.
 
     Raises:
         ValueError: the YAML is not that of the trace in this folder.
     """
+    answer = {name: value for name, value in meta.items() if value is not None and name != "assessments"}
     if "trace_id" not in meta:
-        return _old_trace_of(meta, folder, experiment_id, tags, metadata)
+        _same(meta, "request_id", folder)
+        return msgspec.convert({**answer, "experiment_id": _same(meta, "experiment_id", experiment_id)}, OldTrace).record()
     _same(meta, "trace_id", folder)
+    record = msgspec.convert(answer, TraceAnswer).record()
+    if record.experiment_id != experiment_id:
+        raise ValueError(f"it belongs to the experiment {record.experiment_id!r} and lies in {experiment_id!r}")
+    return msgspec.structs.replace(record, execution_duration=integer(meta, "execution_duration_ms"))
+
+
+def completed(trace: Trace, *, tags: Sequence[KeyValue], metadata: Sequence[KeyValue], assessments: Sequence[Meta]) -> Trace:
+    """The trace with what lies in files of its own.
+
+    Raises:
+        ValueError: something of it is not what it should be.
+    """
     answer = {
-        **{name: value for name, value in meta.items() if value is not None},
+        "trace_id": trace.trace_id,
         "tags": {tag.key: tag.value for tag in tags},
         "trace_metadata": {entry.key: entry.value for entry in metadata},
         "assessments": assessments,
     }
-    record = msgspec.convert(answer, TraceAnswer).record()
-    if record.experiment_id != experiment_id:
-        raise ValueError(f"it belongs to the experiment {record.experiment_id!r} and lies in {experiment_id!r}")
-    duration = integer(meta, "execution_duration_ms")
-    return record if duration is UNSET else msgspec.structs.replace(record, execution_duration=duration)
-
-
-def _old_trace_of(
-    meta: Meta, folder: str, experiment_id: str, tags: Sequence[KeyValue], metadata: Sequence[KeyValue]
-) -> Trace:
-    _same(meta, "request_id", folder)
-    _same(meta, "experiment_id", experiment_id)
-    answer = {
-        **{name: value for name, value in meta.items() if value is not None},
-        "experiment_id": experiment_id,
-        "tags": [{"key": tag.key, "value": tag.value} for tag in tags],
-        "request_metadata": [{"key": entry.key, "value": entry.value} for entry in metadata],
-    }
-    return msgspec.convert(answer, OldTrace).record()
+    found = msgspec.convert(answer, TraceAnswer).record()
+    return msgspec.structs.replace(trace, **{name: getattr(found, name) for name in _IN_FILES})

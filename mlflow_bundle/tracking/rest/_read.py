@@ -208,6 +208,10 @@ class RestSource:
         """What could not be read so far: kinds that this user may not read, and what is hidden in deleted experiments."""
         return self._entities.problems()
 
+    def notes(self) -> list[str]:
+        """Nothing."""
+        return []
+
     def close(self) -> None:
         """Stop the threads. Requests under way are finished first."""
         self._histories.close()

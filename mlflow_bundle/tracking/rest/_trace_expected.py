@@ -35,6 +35,7 @@ _MODEL_ID: Final = "mlflow.modelId"
 _ASSESSED_IN: Final = "mlflow.assessment.sourceRunId"
 #: What a server writes itself, or derives from the spans where a trace has none.
 _FINALIZED: Final = "mlflow.trace.infoFinalized"
+_VERSION: Final = "mlflow.trace_schema.version"
 _USAGE: Final = frozenset({"mlflow.trace.tokenUsage", "mlflow.trace.cost"})
 _DERIVED: Final = _USAGE | {"mlflow.trace.session", "mlflow.trace.user"}
 #: So many characters of a value a server hands out; it stores more.
@@ -123,7 +124,7 @@ def start_body(trace: Trace, spans: Sequence[str], *, tags: Mapping[str, str]) -
         "tags": {**{pair.key: pair.value for pair in trace.tags}, **tags},
         "request_preview": _preview(trace.request_preview, root, "mlflow.spanInputs"),
         "response_preview": _preview(trace.response_preview, root, "mlflow.spanOutputs"),
-        "assessments": [assessment_body(one) for one in trace.assessments],
+        "assessments": [{**assessment_body(one), "trace_id": trace.trace_id} for one in trace.assessments],
     }
     return {"trace": {"trace_info": {name: value for name, value in info.items() if value not in (None, UNSET)}}}
 
@@ -258,10 +259,12 @@ def _pairs_differ(name: str, wanted: Sequence[KeyValue], found: Sequence[KeyValu
             different.append(f"the {what} {key!r} is missing")
         elif len(value) > shown and there[key] == value[:shown]:
             besides.append(f"of {what} values the server hands out the first {shown} characters only")
+        elif key == _VERSION and there[key] != value:
+            besides.append(f"the server sets the {what} {key!r} to its own {there[key]!r}")
         elif there[key] != value and not (key in _USAGE and meaning(there[key]) == meaning(value)):
             different.append(f"the {what} {key!r} is {there[key][:80]!r} instead of {value[:80]!r}")
     for key in sorted(there.keys() - expected.keys()):
-        if key == _FINALIZED:
+        if key in (_FINALIZED, _VERSION):
             besides.append(f"the server adds the {what} {key!r}")
         elif key in _DERIVED and what == "metadata":
             besides.append(f"the server derives the {what} {key!r} from the spans")

@@ -22,6 +22,7 @@ from mlflow_bundle.tracking.rest._traces_read import trace_infos
 
 __all__ = [
     "CANNOT_HOLD",
+    "ISSUES_SINCE",
     "OTLP_SINCE",
     "PROMPT_LINKS_SINCE",
     "RUN_LINKS_SINCE",
@@ -33,8 +34,10 @@ __all__ = [
 #: What servers of which release can do.
 V3_SINCE: Final = (3, 0)
 RUN_LINKS_SINCE: Final = (3, 3)
-OTLP_SINCE: Final = (3, 4)
+#: Earlier ones take spans by OTLP too, since 3.4, and do not hand them out again as they are.
+OTLP_SINCE: Final = (3, 7)
 PROMPT_LINKS_SINCE: Final = (3, 7)
+ISSUES_SINCE: Final = (3, 11)
 #: The code of problems about something that the server cannot hold.
 CANNOT_HOLD: Final = "cannot-hold"
 _IDS: Final = 100

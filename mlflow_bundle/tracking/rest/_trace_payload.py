@@ -50,7 +50,7 @@ class PayloadWriter:
         if place != _IN_DATABASE:
             job.result.notes.append("spans that the source keeps in its archive of traces are in the target's database")
         if self._road.release < OTLP_SINCE:
-            self._use_file(job, "the server takes no spans by OTLP")
+            self._use_file(job, "the server hands out no spans that came by OTLP")
             return
         try:
             job.spans = [otlp_span(job.trace.trace_id, content) for content in job.contents]

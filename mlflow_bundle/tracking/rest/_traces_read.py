@@ -26,6 +26,7 @@ from mlflow_bundle.tracking.rest._answers import SearchRuns, chunks, search_runs
 from mlflow_bundle.tracking.rest._features import API3, SourceServer, Workspaced
 from mlflow_bundle.tracking.rest._trace_answers import (
     SOURCE_RUN,
+    SPANS_LOCATION,
     OldTrace,
     OldTracePage,
     OneOldTrace,
@@ -48,6 +49,8 @@ _EXPERIMENTS_PER_SEARCH: Final = 500
 #: Servers without these know no such links.
 _RUN_LINKS_SINCE: Final = (3, 3)
 _PROMPT_LINKS_SINCE: Final = (3, 7)
+#: Earlier servers hand out no spans that are in their database, and do not say which those are.
+_HANDED_OUT_SINCE: Final = (3, 7)
 _BROKEN: Final = 500
 _NO_SUCH: Final = "RESOURCE_DOES_NOT_EXIST"
 #: Rows and characters of spans that are given out at once.
@@ -429,7 +432,10 @@ class TraceReader:
 
     def _never_had_spans(self, client: RestClient, trace_id: str) -> bool:
         """Whether there is such a trace and it shows no sign of spans: one that was only started."""
-        return not self._old and any(_SIGNS.isdisjoint(info.trace_metadata) for info in trace_infos(client, [trace_id]))
+        if self._release < _HANDED_OUT_SINCE:
+            return False
+        infos = trace_infos(client, [trace_id])
+        return any(_SIGNS.isdisjoint(info.trace_metadata) and SPANS_LOCATION not in info.tags for info in infos)
 
     def artifacts(self, trace: Trace, client: RestClient | None = None) -> ArtifactStore:
         """The files of a trace: attachments, and ``traces.json`` where the spans are not in the database."""

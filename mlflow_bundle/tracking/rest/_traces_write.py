@@ -11,6 +11,8 @@ from functools import partial
 from threading import Lock
 from typing import Final
 
+import msgspec
+
 from mlflow_bundle._parallel import bounded_map
 from mlflow_bundle.entities import Assessment, Trace
 from mlflow_bundle.errors import AuthError, ServerError
@@ -30,6 +32,7 @@ from mlflow_bundle.tracking.rest._road import DIFFERS, Server, not_restored
 from mlflow_bundle.tracking.rest._trace_check import TraceChecker
 from mlflow_bundle.tracking.rest._trace_job import (
     CANNOT_HOLD,
+    ISSUES_SINCE,
     PROMPT_LINKS_SINCE,
     RUN_LINKS_SINCE,
     V3_SINCE,
@@ -73,6 +76,8 @@ class TraceWriter:
             found.append("its links to runs are left out: the server knows none (releases before 3.3)")
         if V3_SINCE <= self._road.release < PROMPT_LINKS_SINCE and trace.prompts:
             found.append("its links to prompts are left out: the server knows none (releases before 3.7)")
+        if V3_SINCE <= self._road.release < ISSUES_SINCE and any(map(_is_issue, trace.assessments)):
+            found.append("its links to issues are left out: the server knows none (releases before 3.11)")
         there = trace.trace_id
         return [
             Problem(
@@ -119,6 +124,9 @@ class TraceWriter:
         contents = [] if plan.rows is None else plan.rows.column("content").to_pylist()
         experiment = ids.find("experiment", record.experiment_id)
         job = TraceJob(plan, expected.mapped(record, experiment or "", ids), result, contents)
+        if self._road.release < ISSUES_SINCE:
+            kept = tuple(one for one in job.trace.assessments if not _is_issue(one))
+            job.trace = msgspec.structs.replace(job.trace, assessments=kept)
         if self._road.release < V3_SINCE:
             result.action, job.stopped = "left out", True
             return job
@@ -257,6 +265,10 @@ class TraceWriter:
             for difference in expected.assessment_differences(one, found.get(one.assessment_id)):
                 result.action = "failed"
                 result.problems.append(not_restored(result, f"read back from the target: {difference}", code=DIFFERS))
+
+
+def _is_issue(one: Assessment) -> bool:
+    return one.assessment_type == "issue"
 
 
 def _overridden_first(assessments: Sequence[Assessment]) -> Iterator[Assessment]:
