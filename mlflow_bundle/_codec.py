@@ -16,12 +16,14 @@ from mlflow_bundle.errors import CorruptError, LimitError
 from mlflow_bundle.records import KINDS, Record
 
 __all__ = [
+    "GREATEST_INTEGER",
     "Frame",
     "LinesWriter",
     "decode",
     "decode_frame",
     "decode_record",
     "encode",
+    "large_integer",
     "line_kind",
     "logical_digest",
     "read_frames",
@@ -33,6 +35,9 @@ Document = TypeVar("Document")
 
 _ENCODER: Final = msgspec.json.Encoder(order="sorted")
 _STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_DIGITS: Final = re.compile(rb"-?[0-9]{16,}")
+#: The greatest integer that every program can hold.
+GREATEST_INTEGER: Final = 2**53 - 1
 _NOT_BRACKETS: Final = bytes(sorted(set(range(256)) - set(b"[]{}")))
 #: For each kind the members that the logical root leaves out, as they stand in a line.
 _LOCATIONS: Final = {
@@ -49,6 +54,13 @@ _SEEK_FOOT: Final = struct.Struct("<IBI")
 def encode(document: Any) -> bytes:
     """Canonical JSON: RFC 8785 for documents without floats and with ASCII names."""
     return _ENCODER.encode(document)
+
+
+def large_integer(line: bytes) -> int | None:
+    """The first integer of a JSON line, if there is one, that not every program can hold: beyond 2^53 - 1 (spec/v1.md, 2.2)."""
+    if _DIGITS.search(line) is None:
+        return None
+    return next((int(n) for n in _DIGITS.findall(_STRING.sub(b"", line)) if abs(int(n)) > GREATEST_INTEGER), None)
 
 
 def check_depth(data: bytes, limits: Limits, name: str) -> None:

@@ -20,8 +20,8 @@ class Limits:
     json_depth: int = 64
     line_bytes: int = 64 * MIB
     frame_bytes: int = 128 * MIB
-    #: Raw bytes for each stored byte of a frame of more than one MiB.
-    frame_ratio: int = 10_000
+    #: Raw bytes for each stored byte of a frame of more than one MiB: zstd reaches no more (a block of 128 KiB has 4 bytes).
+    frame_ratio: int = 32_768
     records_bytes: int = 256 * MIB
     table_bytes: int = 2 * GIB
     #: Rows of a Parquet row group, and the bytes that its strings have in memory.

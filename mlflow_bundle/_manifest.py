@@ -55,7 +55,7 @@ def read_marker(storage: Storage, *, limits: Limits = DEFAULT_LIMITS) -> Marker:
     """The marker of a bundle.
 
     Raises:
-        BundleNotFoundError: there is none: nothing, an empty folder, or something else.
+        BundleNotFoundError: there is none: nothing, an empty folder, something else, or a marker that is not one.
         UnsupportedError: a layout or a feature that this release does not know.
     """
     try:
@@ -67,7 +67,10 @@ def read_marker(storage: Storage, *, limits: Limits = DEFAULT_LIMITS) -> Marker:
             f"there is no bundle at {storage.url} (no {_layout.MARKER} in it)",
             hint="check the path; `mlflow-bundle pack` makes a new bundle",
         ) from error
-    marker = decode(data, Marker, name=_layout.MARKER, limits=limits)
+    try:
+        marker = decode(data, Marker, name=_layout.MARKER, limits=limits)
+    except (CorruptError, LimitError) as error:
+        raise BundleNotFoundError(f"there is no bundle at {storage.url}: {error.message}", code="E010") from error
     if marker.format != FORMAT:
         raise BundleNotFoundError(f"{storage.url} is of the format {marker.format!r}, not an {FORMAT}")
     _check_version(marker.layout, marker.requires.read, storage.url)
@@ -228,6 +231,7 @@ def commit_snapshot(storage: Storage, snapshot: Snapshot, *, targets: Targets) -
     """Write the snapshot document: the commit. Its object list moves into objects of its own where it is too long.
 
     Raises:
+        LimitError: no reader would accept it: nothing was committed.
         StorageError: it was not committed.
         CommitUnknownError: nobody can say.
     """
@@ -235,6 +239,12 @@ def commit_snapshot(storage: Storage, snapshot: Snapshot, *, targets: Targets) -
     if len(data) > targets.inline_bytes:
         snapshot = _with_lists(storage, snapshot, targets)
         data = encode(snapshot)
+    if len(data) > DEFAULT_LIMITS.snapshot_bytes:
+        raise LimitError(
+            f"the snapshot document would have {len(data):,} bytes, more than readers accept; nothing was committed",
+            code="E093",
+            hint=f"it lists {len(snapshot.problems):,} problems: mend their cause, or archive fewer experiments at a time",
+        )
     stem = snapshot_name(snapshot.created_at, data)
     storage.commit(data, _layout.snapshot_path(stem))
     storage.flush()

@@ -11,13 +11,14 @@ from mlflow_bundle import _layout
 from mlflow_bundle.__about__ import __version__
 from mlflow_bundle._base import Base
 from mlflow_bundle._blobs import BlobWriter, KnownDigests
-from mlflow_bundle._codec import decode_record, logical_digest
+from mlflow_bundle._codec import decode, decode_record, encode, logical_digest
 from mlflow_bundle._index import settle
 from mlflow_bundle._limits import DEFAULT_LIMITS, WRITER_TARGETS, Limits, Targets
 from mlflow_bundle._manifest import Committed, commit_snapshot
 from mlflow_bundle._merkle import MerkleTree, leaf, logical
 from mlflow_bundle._owned import FileRow, OwnedFiles, OwnedRows, numbered
 from mlflow_bundle._record_shards import RecordShards, Shard
+from mlflow_bundle._redact import redact_bytes
 from mlflow_bundle._shards import Cutter, OwnerTable
 from mlflow_bundle._spool import LatestSpool, latest_points
 from mlflow_bundle._storage import Storage
@@ -201,6 +202,10 @@ class Packer:
             problems=tuple(problems),
             notes=tuple(notes),
         )
+        document, found = redact_bytes(encode(snapshot))
+        if found:  # in a message, a note, a filter or the URI of the source
+            snapshot = decode(document, Snapshot, name="snapshot")
+            self.redacted += found
         return commit_snapshot(self._storage, snapshot, targets=self._targets)
 
     @property

@@ -10,15 +10,15 @@ from itertools import zip_longest
 from typing import Any
 
 from mlflow_bundle import _layout
-from mlflow_bundle._codec import Frame, LinesWriter, decode_record, encode, read_lines
+from mlflow_bundle._codec import Frame, LinesWriter, decode_record, encode, large_integer, read_lines
 from mlflow_bundle._compact import Texts
 from mlflow_bundle._digests import hex_of
-from mlflow_bundle._limits import Limits, Targets
+from mlflow_bundle._limits import DEFAULT_LIMITS, Limits, Targets
 from mlflow_bundle._redact import redact_bytes
 from mlflow_bundle._shards import Cutter
 from mlflow_bundle._spool import LineSpool
 from mlflow_bundle._storage import Storage
-from mlflow_bundle.errors import StorageError
+from mlflow_bundle.errors import LimitError, StorageError
 from mlflow_bundle.records import Kind, ObjectRef, OrderKey, Record, order_key
 
 __all__ = ["Place", "RecordShards", "Shard"]
@@ -67,12 +67,17 @@ class RecordShards:
         return len(self.ids)
 
     def add(self, record: Any) -> tuple[Record, int]:
-        """Take the next record. Returns it as it is kept, and how many credentials were taken out of its URIs."""
+        """Take the next record. Returns it as it is kept, and how many credentials were taken out of its URIs.
+
+        Raises:
+            LimitError: no archive can hold it: an integer is beyond 2^53 - 1, or its line is longer than readers accept.
+        """
         name = self.kind.name
         line, found = redact_bytes(encode(record))
         if found:
             record = decode_record(line, name, name="record")
         key = order_key(record)
+        _check_line(f"{name} {key[1]}", line)
         if self._last is not None and key <= self._last:
             raise ValueError(f"{name} {key} does not come after {self._last}")
         self._last = key
@@ -128,3 +133,19 @@ class RecordShards:
         if self._spool is not None:
             self._spool.close()
             self._spool = None
+
+
+def _check_line(entity: str, line: bytes) -> None:
+    """A record that no reader would accept must not be committed."""
+    if (number := large_integer(line)) is not None:
+        raise LimitError(
+            f"{entity} has the number {number}, which is beyond the integers of the archive format (2^53 - 1)",
+            code="number-too-large",
+            hint="times are milliseconds since 1970: correct it at the source, or leave the entity out",
+        )
+    if len(line) > DEFAULT_LIMITS.line_bytes:
+        raise LimitError(
+            f"{entity} has {len(line):,} bytes of attributes, more than an archive holds ({DEFAULT_LIMITS.line_bytes:,})",
+            code="record-too-large",
+            hint="shorten its texts at the source, or leave the entity out",
+        )

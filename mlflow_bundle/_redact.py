@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Final
 
@@ -9,11 +10,20 @@ __all__ = ["REDACTED", "redact_bytes", "redact_uri"]
 
 REDACTED: Final = "REDACTED"
 
-# The password of ``scheme://user:password@host``; a user name alone is no secret, a lone token as user name is.
+# In JSON a backslash or a quote of a text is a pair of bytes. A quote before one of these ends a text inside of the text.
+_PAIR: Final = rb"\\\\|\\\"(?![\s,:;}\])>\"\\])"
+_USER: Final = rb"(?:[^\s/?#@:\"\\]|" + _PAIR + rb")*"
+# The password of ``scheme://user:password@host``; a user name alone is no secret, a lone token as user name is. What begins
+# as a port and then has the escape of a line end, in JSON inside of JSON, is no password.
 _USERINFO: Final = re.compile(
-    rb"(?P<head>[A-Za-z][A-Za-z0-9+.\-]*://[^\s/?#@:\"\\]*:)(?P<secret>[^\s/?#@\"\\]+)(?=@)"
+    rb"(?P<head>[A-Za-z][A-Za-z0-9+.\-]*://"
+    + _USER
+    + rb":)(?!\d{1,5}\\\\[nrt])(?P<secret>(?:[^\s/?#@\"\\]|"
+    + _PAIR
+    + rb")+)(?=@)"
     # In the URIs of databases, SQLAlchemy takes every other character as part of the password.
-    rb"|(?P<head3>(?:postgres(?:ql)?|mysql|mariadb|mssql|oracle)(?:\+\w+)?://[^\s/?#@:\"\\]*:)(?P<secret3>[^\s@\"\\]+)(?=@)"
+    rb"|(?P<head3>(?:postgres(?:ql)?|mysql|mariadb|mssql|oracle)(?:\+\w+)?://" + _USER + rb":)"
+    rb"(?P<secret3>(?:[^\s@\"\\]|" + _PAIR + rb")+)(?=@)"
     rb"|(?P<head2>[A-Za-z][A-Za-z0-9+.\-]*://)(?P<token>(?:gh[pousr]_|github_pat_|glpat-|xox|dapi|x-token)[^\s/?#@:\"\\]*)(?=@)"
 )
 # Query parameters of presigned and SAS URLs that grant access.
@@ -26,7 +36,7 @@ _QUERY: Final = re.compile(
 
 
 def redact_bytes(data: bytes) -> tuple[bytes, int]:
-    """``data`` (JSON or plain text in UTF-8) without the credentials in its URIs, and how many were taken out."""
+    """``data`` (JSON) without the credentials in its URIs, and how many were taken out."""
     found = 0
     if b"://" not in data:
         return data, 0
@@ -54,4 +64,8 @@ def redact_bytes(data: bytes) -> tuple[bytes, int]:
 
 def redact_uri(text: str) -> str:
     """``text`` with the passwords and access signatures of its URIs replaced by ``REDACTED``."""
-    return redact_bytes(text.encode("utf-8", "surrogatepass"))[0].decode("utf-8", "surrogatepass")
+    if "://" not in text:
+        return text
+    quoted = json.dumps(text, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    redacted: str = json.loads(redact_bytes(quoted)[0].decode("utf-8", "surrogatepass"))
+    return redacted

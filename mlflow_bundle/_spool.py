@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_bundle._codec import LinesWriter, decode_frame
+from mlflow_bundle._limits import Limits
 
 __all__ = ["LATEST_SCHEMA", "LatestSpool", "LineSpool", "latest_points"]
 
@@ -24,6 +25,10 @@ LATEST_SCHEMA: Final = pa.schema(
         ("step", pa.int64()),
     ]
 )
+
+
+#: Its own bytes a spool reads whatever their size.
+_UNLIMITED: Final = Limits(frame_bytes=2**62, frame_ratio=2**62)
 
 
 class LineSpool:
@@ -45,7 +50,7 @@ class LineSpool:
             self._complete = True
         for frame in self._writer.frames:
             self._file.seek(frame.offset)
-            raw = decode_frame(self._file.read(frame.length), frame.raw, name="spool")
+            raw = decode_frame(self._file.read(frame.length), frame.raw, name="spool", limits=_UNLIMITED)
             yield from raw[:-1].split(b"\n")
 
     def close(self) -> None:
@@ -90,7 +95,8 @@ class LatestSpool:
 
 def latest_points(table: pa.Table) -> pa.Table:
     """The latest point of each series of a sorted series table, by MLflow's rule: the greatest (step, timestamp, value),
-    where a NaN counts as zero. A series that goes on in the next table appears in both: apply the rule to those again."""
+    where a NaN counts as zero, and the last of equal ones. A series that goes on in the next table appears in both: apply the
+    rule to those again."""
     if table.num_rows == 0:
         return LATEST_SCHEMA.empty_table()
     owner = table.column("owner").combine_chunks().to_numpy()
@@ -100,7 +106,7 @@ def latest_points(table: pa.Table) -> pa.Table:
     codes = keys.indices.to_numpy(zero_copy_only=False)
     ends = np.append(np.flatnonzero((np.diff(owner) != 0) | (np.diff(codes) != 0)), len(owner) - 1)
     step, stamp, value = (table.column(n).combine_chunks().to_numpy() for n in ("step", "timestamp", "value"))
-    chosen = _before_nan(ends, owner, codes, step, stamp, value)
+    chosen = _greatest(ends, value, owner, codes, step, stamp)
     rows = table.take(pa.array(chosen))
     return pa.table(
         [pc.cast(rows.column("owner"), pa.int64()), *(_plain(rows.column(n)) for n in LATEST_SCHEMA.names[1:])],
@@ -112,11 +118,16 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
 
 
-def _before_nan(ends: npt.NDArray[np.int64], *columns: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """``ends``, moved one row up where that row ties with a NaN and is greater than zero, as which the NaN counts."""
-    value = columns[-1]
-    before = np.maximum(ends - 1, 0)
-    tie = np.isnan(value[ends]) & (ends > 0) & (value[before] > 0)
-    for column in columns[:-1]:
-        tie &= column[before] == column[ends]
-    return np.where(tie, before, ends)
+def _greatest(ends: npt.NDArray[np.int64], value: npt.NDArray[np.float64], *place: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """The rows of the greatest values among those that tie with ``ends`` in all columns of ``place``, a NaN being zero. Rows
+    are sorted by value, so that ``ends`` are these rows but where a NaN stands first or last."""
+    changes = np.zeros(len(value) - 1, dtype=bool)
+    for column in place:
+        changes |= column[1:] != column[:-1]
+    starts = np.append(0, np.flatnonzero(changes) + 1)
+    first = starts[np.searchsorted(starts, ends, side="right") - 1]
+    chosen = ends.copy()
+    for number in np.flatnonzero((first < ends) & (np.isnan(value[first]) | np.isnan(value[ends]))).tolist():
+        tied = value[first[number] : ends[number] + 1]
+        chosen[number] -= np.argmax(np.where(np.isnan(tied), 0.0, tied)[::-1])
+    return chosen

@@ -16,7 +16,8 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
-from _fixture_content import MINIMAL, START, Content, pack_content, pairs, run_id
+from _fixture_content import MINIMAL, Content, pack_content, run_id
+from _fixture_entities import START, pairs, span
 from _fixture_workshop import Workshop, flipped, lines_in, lines_object, plain_parquet, table_object, with_column
 
 from mlflow_bundle import _layout
@@ -25,7 +26,7 @@ from mlflow_bundle._digests import hex_of
 from mlflow_bundle._limits import Targets
 from mlflow_bundle._manifest import snapshot_name
 from mlflow_bundle._storage._zipform import Part, write_archive
-from mlflow_bundle.records import Experiment, Run
+from mlflow_bundle.entities import Experiment, LoggedModel, Run, Trace
 
 Edit = Callable[[Workshop], None]
 
@@ -91,7 +92,31 @@ def _lists(place: Path) -> None:
     pack_content(place, MINIMAL, targets=Targets(inline_bytes=100))
 
 
-BASES: Final[dict[str, Callable[[Path], None]]] = {"small": _small, "lists": _lists}
+def _traced(place: Path) -> None:
+    """One experiment with two logged models, which have metrics, and two traces, which have spans and a file."""
+    models = [f"m-{n}" for n in range(2)]
+    traces = [f"tr-{n}" for n in range(2)]
+    content = Content(
+        experiments=[Experiment(experiment_id="1", name="agents", creation_time=START)],
+        others=[
+            *(
+                LoggedModel(model_id=m, experiment_id="1", name="m", creation_timestamp_ms=START + n)
+                for n, m in enumerate(models)
+            ),
+            *(Trace(trace_id=trace, experiment_id="1", request_time=START + n) for n, trace in enumerate(traces)),
+        ],
+        rows={
+            "model_metrics/1": {
+                m: [("acc", step, START, step / 4, run_id(1), None, None) for step in range(3)] for m in models
+            },
+            "spans/1": {trace: [span(n) for n in range(3)] for trace in traces},
+        },
+        files={traces[0]: {"attachments/a.txt": b"attached\n"}},
+    )
+    pack_content(place, content)
+
+
+BASES: Final[dict[str, Callable[[Path], None]]] = {"small": _small, "lists": _lists, "traced": _traced}
 
 
 # -- the marker and the snapshot ---------------------------------------------------------------------------------------
@@ -161,6 +186,15 @@ def _count(name: str) -> Edit:
 
 def _logical_root(shop: Workshop) -> None:
     shop.snapshot["logical"]["root"] = "sha256:" + 64 * "0"
+
+
+def _root_of_traces(shop: Workshop) -> None:
+    shop.snapshot["logical"]["kinds"]["trace"]["root"] = "sha256:" + 64 * "0"
+
+
+def _no_lines(shop: Workshop) -> None:
+    """An object of no records, of a kind that has no views."""
+    shop.put(_layout.RECORDS, lines_object([]), kind="webhook", content="sha256:" + hex_of(b""))
 
 
 def _list_is_short(shop: Workshop) -> None:
@@ -268,8 +302,11 @@ def _table(role: str, schema: str, change: Callable[[pa.Table], pa.Table]) -> Ed
     return lambda shop: shop.edit_table(role, schema, change)
 
 
-def _values(role: str, schema: str, column: str, change: Callable[[list[Any]], list[Any]]) -> Edit:
-    return _table(role, schema, lambda table: with_column(table, column, change(table[column].to_pylist())))
+def _values(role: str, schema: str, column: str, change: Callable[[list[Any]], list[Any]], kind: str | None = None) -> Edit:
+    def edit(table: pa.Table) -> pa.Table:
+        return with_column(table, column, change(table[column].to_pylist()))
+
+    return lambda shop: shop.edit_table(role, schema, edit, kind)
 
 
 def _rows(role: str, schema: str, order: Callable[[list[int]], list[int]]) -> Edit:
@@ -285,6 +322,11 @@ def _rewritten(role: str, change: Callable[[pa.Table], pa.Table], schema: str | 
         shop.swap(ref, plain_parquet(change(table), schema))
 
     return edit
+
+
+def _without_content(table: pa.Table) -> pa.Table:
+    texts = pa.array([None, *table["content"].to_pylist()[1:]], pa.string())
+    return table.set_column(table.schema.get_field_index("content"), pa.field("content", pa.string()), texts)
 
 
 def _with_null(table: pa.Table) -> pa.Table:
@@ -409,6 +451,9 @@ _M: Final = (_layout.METRICS, "metrics/1")
 _F: Final = (_layout.FILES, "files/1")
 _I: Final = (_layout.INDEX, "index/1")
 _V: Final = (_layout.VIEWS, "runs_view/1")
+_MM: Final = (_layout.MODEL_METRICS, "model_metrics/1")
+_S: Final = (_layout.SPANS, "spans/1")
+_E: Final = (_layout.VIEWS, "entity_view/1")
 
 WARN: Final[list[Damage]] = [
     Damage("W010", "object_that_no_snapshot_names", _foreign),
@@ -467,19 +512,31 @@ BAD: Final[list[Damage]] = [
     Damage("E034", "other_content", _ref(_layout.RECORDS, "run", content="sha256:" + 64 * "0")),
     Damage("E034", "other_first_key", _ref(_layout.RECORDS, "run", first=[0, run_id(1)])),
     Damage("E034", "short_list", _list_is_short, base="lists"),
+    Damage("E034", "no_lines", _no_lines),
     Damage("E040", "no_parquet", _object_bytes(_layout.METRICS, lambda data: b"no" + data[2:-2] + b"no")),
     Damage("E041", "no_schema_name", _rewritten(_layout.METRICS, lambda table: table, None)),
     Damage("E041", "other_schema_name", _rewritten(_layout.METRICS, lambda table: table, "metrics/2")),
     Damage("E041", "column_missing", _rewritten(_layout.METRICS, lambda table: table.drop_columns(["step"]), "metrics/1")),
+    Damage("E041", "span_without_content", _rewritten(_layout.SPANS, _without_content, "spans/1"), base="traced"),
+    Damage("E042", "spans_of_a_trace_apart", _rows(*_S, lambda r: [*r[1:], r[0]]), base="traced"),
+    Damage("E042", "traces_in_another_order", _rows(*_S, lambda r: [*r[3:], *r[:3]]), mend=True, base="traced"),
     Damage("E042", "rows_of_a_run_apart", _rows(*_M, lambda r: [*r[1:], r[0]])),
     Damage("E041", "null", _rewritten(_layout.METRICS, _with_null, "metrics/1")),
     Damage("E042", "runs_in_another_order", _rows(*_M, lambda r: [*r[8:16], *r[:8], *r[16:]]), mend=True),
     Damage("E043", "page_checksum", _object_bytes(_layout.METRICS, _page_bit)),
     Damage("E044", "other_rows", _ref(_layout.METRICS, rows=9)),
     Damage("E044", "other_content", _ref(_layout.FILES, content="sha256:" + 64 * "0")),
+    Damage("E044", "other_spans", _ref(_layout.SPANS, content="sha256:" + 64 * "0"), base="traced"),
+    Damage("E045", "spans_out_of_order", _rows(*_S, lambda r: [r[1], r[0], *r[2:]]), mend=True, base="traced"),
+    Damage("E045", "model_metrics_out_of_order", _rows(*_MM, lambda r: [r[1], r[0], *r[2:]]), mend=True, base="traced"),
     Damage("E045", "points_out_of_order", _rows(*_M, lambda r: [r[1], r[0], *r[2:]]), mend=True),
     Damage("E046", "points_of_an_unknown_run", _values(*_M, "run_id", lambda v: [*v[:-8], *[run_id(9)] * 8]), mend=True),
     Damage("E046", "points_of_another_experiment", _values(*_M, "experiment_id", lambda v: ["9", *v[1:]]), mend=True),
+    Damage("E046", "spans_of_an_unknown_trace", _values(*_S, "trace_id", lambda v: [*v[:3], *3 * ["tr-9"]]), True, "traced"),
+    Damage(
+        "E046", "model_metrics_elsewhere", _values(*_MM, "experiment_id", lambda v: ["9", *v[1:]]), mend=True, base="traced"
+    ),
+    Damage("E046", "files_of_another_kind", _values(*_F, "owner_kind", lambda _: ["logged_model"]), mend=True, base="traced"),
     Damage("E046", "files_of_an_unknown_run", _values(*_F, "owner_id", lambda v: [*v[:-2], *[run_id(9)] * 2]), mend=True),
     Damage("E047", "files_out_of_order", _rows(*_F, lambda r: [r[1], r[0], *r[2:]]), mend=True),
     Damage("E047", "path_twice", _values(*_F, "path", lambda v: [v[1], *v[1:]]), mend=True),
@@ -501,18 +558,23 @@ BAD: Final[list[Damage]] = [
     Damage("E060", "record_digest", _values(*_V, "record_digest", lambda v: [64 * "0", *v[1:]])),
     Damage("E060", "first_row", _values(*_V, "metric_start", lambda v: [v[0] + 1, *v[1:]])),
     Damage("E060", "status", _values(*_V, "status", lambda v: ["FAILED", *v[1:]])),
+    Damage("E060", "first_span", _values(*_E, "table_start", lambda v: [v[0] + 1, *v[1:]], "trace"), base="traced"),
+    Damage("E060", "span_digest", _values(*_E, "table_digest", lambda v: [64 * "0", *v[1:]], "trace"), base="traced"),
+    Damage("E061", "traces_out_of_order", _lines("trace", lambda lines: lines[::-1]), mend=True, base="traced"),
     Damage("E061", "runs_out_of_order", _lines("run", lambda lines: [*lines[:2], lines[3], lines[2]]), mend=True),
     Damage("E062", "run_twice", _run_record(lambda line: line.replace(run_id(1).encode(), run_id(2).encode()))),
     Damage("E063", "experiment_unknown", _lines("run", lambda li: [*li[:-1], _set(experiment_id="9")(li[-1])]), mend=True),
     Damage("E064", "runs", _count("run")),
+    Damage("E064", "spans", _count("span"), base="traced"),
     Damage("E064", "metric_points", _count("metric_point")),
     Damage("E064", "bytes_of_files", _count("file_bytes")),
     Damage("E065", "logical_root", _logical_root),
+    Damage("E065", "root_of_traces", _root_of_traces, base="traced"),
     Damage("E070", "flipped_bit_between_the_files", _same, one_file=lambda shop: _reserved_field(_zip_of(shop))),
     Damage("E070", "bytes_at_the_end", _same, one_file=lambda shop: _zip_of(shop) + b"\0"),
     Damage("E071", "compressed", _same, one_file=_compressed_zip),
     Damage("E090", "deep_record", _run_record(_set(deep=json.loads("[" * 70 + "]" * 70))), mend=True),
-    Damage("E091", "zstd_bomb", _object_bytes(_layout.RECORDS, lambda _: _bomb(40 << 20), "run")),
+    Damage("E091", "zstd_bomb", _object_bytes(_layout.RECORDS, lambda _: _bomb(200 << 20), "run")),
     Damage("E092", "long_line", _same, limits={"line_bytes": 100}),
     Damage("E093", "large_snapshot", _same, limits={"snapshot_bytes": 1000}),
     Damage("E094", "large_records", _same, limits={"records_bytes": 100}),

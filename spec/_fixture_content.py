@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
+from _fixture_entities import ENTITIES, FILES, ROWS, START, pairs
 
 from mlflow_bundle import _layout
 from mlflow_bundle._base import Base
@@ -21,26 +22,25 @@ from mlflow_bundle._packer import FileRow, Packer
 from mlflow_bundle._readme import BUNDLE_README
 from mlflow_bundle._series import sort_series
 from mlflow_bundle._storage import open_storage
+from mlflow_bundle.entities import ModelInput, ModelOutput
 from mlflow_bundle.records import (
     FORMAT,
     LAYOUT,
     Dataset,
     DatasetInput,
     Experiment,
-    KeyValue,
     Marker,
     Problem,
+    Record,
     Run,
     Scope,
     Source,
     order_key,
 )
-from mlflow_bundle.tracking._port import SERIES_SCHEMA
+from mlflow_bundle.tracking._port import ROW_SCHEMAS, SERIES_SCHEMA
 
 #: 2026-11-21T00:00:00Z in milliseconds.
 NOW: Final = 1_795_219_200_000
-#: 2023-11-14T22:13:20Z in milliseconds.
-START: Final = 1_700_000_000_000
 BUNDLE_ID: Final = "5eed0000000040008000000000000001"
 #: So small that a few hundred bytes of content make several objects of every role.
 TINY: Final = Targets(
@@ -51,6 +51,7 @@ TINY: Final = Targets(
     index_rows=6,
     pack_bytes=600,
     pack_entries=4,
+    rows_bytes=400,
     blob_bytes=256,
     split_bytes=1_000,
     part_bytes=400,
@@ -63,12 +64,16 @@ Point = tuple[str, int, int, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
-    """What one snapshot shall hold. Metrics and files are by run id; a file that is None could not be read."""
+    """What one snapshot shall hold. Metrics are by run id, files by the id of their owner; a file that is None could not be
+    read. ``others`` are records of all other kinds, ``rows`` what belongs to them, by table and owner: tuples in the order of
+    ``ROW_SCHEMAS``, without the owner."""
 
     experiments: Sequence[Experiment] = ()
     runs: Sequence[Run] = ()
     metrics: Mapping[str, Sequence[Point]] = field(default_factory=dict)
     files: Mapping[str, Mapping[str, bytes | None]] = field(default_factory=dict)
+    others: Sequence[Record] = ()
+    rows: Mapping[str, Mapping[str, Sequence[tuple[Any, ...]]]] = field(default_factory=dict)
 
 
 def pack_content(
@@ -89,12 +94,18 @@ def pack_content(
         newest = next(snapshots(storage), None)
         base = None if newest is None else Base(storage, newest)
         with closing(Packer(storage, read_marker(storage), base=base, targets=targets)) as packer:
-            for record in (*sorted(content.experiments, key=order_key), *sorted(content.runs, key=order_key)):
+            for record in sorted((*content.experiments, *content.runs, *content.others), key=order_key):
                 packer.add(record)
             packer.add_series(_series(packer.ids["run"], content.metrics))
             packer.end_series()
-            for run in packer.ids["run"]:
-                packer.add_files([_stored(packer, path, data) for path, data in content.files.get(run, {}).items()])
+            for table, rows in content.rows.items():
+                owners = packer.ids["trace" if table == "spans/1" else "logged_model"]
+                packer.add_rows(table, _rows(table, owners, rows))
+                packer.end_rows(table)
+            for kind in ("run", "logged_model", "model_version", "trace"):
+                for owner in packer.ids[kind]:
+                    files = content.files.get(owner, {}).items()
+                    packer.add_files([_stored(packer, path, data) for path, data in files], kind=kind)
             committed = packer.commit(
                 created_at=created_at,
                 scope=scope or Scope(),
@@ -113,16 +124,17 @@ def _series(run_ids: Sequence[str], metrics: Mapping[str, Sequence[Point]]) -> p
     return sort_series(pa.Table.from_arrays(arrays, schema=SERIES_SCHEMA))
 
 
+def _rows(table: str, owners: Sequence[str], rows: Mapping[str, Sequence[tuple[Any, ...]]]) -> pa.Table:
+    listed = [(number, *row) for number, owner in enumerate(owners) for row in rows.get(owner, ())]
+    schema = ROW_SCHEMAS[table]
+    return pa.Table.from_pylist([dict(zip(schema.names, row, strict=True)) for row in listed], schema=schema)
+
+
 def _stored(packer: Packer, path: str, data: bytes | None) -> FileRow:
     if data is None:
         return FileRow(path=path, size=7, sha256=None, state="unreadable")
     sha256, size = packer.blobs.add_stream(io.BytesIO(data), len(data))
     return FileRow(path=path, size=size, sha256=sha256, stamp="2026-11-20T00:00:00Z" if len(data) % 2 else None)
-
-
-def pairs(**values: str) -> tuple[KeyValue, ...]:
-    """Tags or params in key order."""
-    return tuple(KeyValue(key=key, value=value) for key, value in sorted(values.items()))
 
 
 def run_id(number: int) -> str:
@@ -198,7 +210,7 @@ _DATASET: Final = Dataset(
     profile='{"rows": 1.50}',
 )
 
-#: Everything that layout 1 can say of experiments and runs.
+#: Everything that layout 1 can say.
 FULL: Final = Content(
     experiments=[
         Experiment(
@@ -214,6 +226,7 @@ FULL: Final = Content(
             3, lifecycle_stage="deleted", deleted_time=START + 9, experiment_id="7", source_type="LOCAL", source_name="t.py"
         ),
         Run(run_id=run_id(4), experiment_id="1"),
+        _plain(16, model_inputs=(ModelInput(model_id="m-plain"),), model_outputs=(ModelOutput(model_id="m-gone", step=3),)),
         *(_plain(number) for number in range(5, 16)),
     ],
     metrics={
@@ -232,5 +245,8 @@ FULL: Final = Content(
         },
         run_id(3): {"model/MLmodel": b"flavors: {}\n", "lone": _noise(3, 40)},
         **{run_id(n): {"log.txt": f"log of {n}\n".encode() * n, "same.txt": b"same everywhere\n"} for n in range(5, 12)},
+        **FILES,
     },
+    others=ENTITIES,
+    rows=ROWS,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,16 +17,20 @@ from mlflow_bundle._digests import digest_of, hex_of
 from mlflow_bundle._limits import Limits
 from mlflow_bundle._manifest import snapshot_name
 from mlflow_bundle._merkle import MerkleTree, leaf, logical
-from mlflow_bundle._owners import NO_FILES, owner_digests
+from mlflow_bundle._owners import NO_FILES, NO_ROWS, owner_digests
 from mlflow_bundle._series import NO_SERIES
 from mlflow_bundle._table_specs import TABLES
 from mlflow_bundle._tables import TableWriter, open_table
-from mlflow_bundle.records import KINDS, order_key
+from mlflow_bundle.records import KINDS, Record, order_key, record_id
 
 Json = dict[str, Any]
 
-#: The column of the view that names an object of the role.
-_VIEWED: Final = {_layout.METRICS: "metric_object", _layout.FILES: "file_object"}
+#: (rows, digest, object, first row) of an owner in one table.
+_Rows = tuple[int, str, str, int]
+
+#: The tables that records own, and under which name a snapshot counts their rows.
+_OWNED: Final = ("metrics/1", "model_metrics/1", "spans/1", "files/1")
+_COUNTED: Final = {"metrics/1": "metric_point", "model_metrics/1": "model_metric_point", "spans/1": "span"}
 
 
 def lines_object(lines: Sequence[bytes], *, frame_bytes: int = 256 * 1024) -> bytes:
@@ -81,7 +85,7 @@ class Workshop:
         self.files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
         self.path = max(path for path in self.files if path.startswith(_layout.SNAPSHOTS))
         self.snapshot: Json = json.loads(self.files[self.path])
-        self._runs: dict[str, Json] = {}
+        self._records: dict[tuple[str, str], Json] = {}
 
     def ref(self, role: str, kind: str | None = None, number: int = 0) -> Json:
         """One entry of the snapshot's list of objects."""
@@ -112,9 +116,12 @@ class Workshop:
         ref.update(size=len(data), **fields)
         self.files[ref["path"]] = data
         if ref["role"] in (_layout.PACKS, _layout.BLOBS):
-            self._point(_layout.INDEX, "index/1", "object", old, ref["path"])
-        elif ref["role"] in _VIEWED:
-            self._point(_layout.VIEWS, "runs_view/1", _VIEWED[ref["role"]], old, ref["path"])
+            for index in [r for r in self.snapshot["objects"] if r["role"] == _layout.INDEX]:
+                self._point(index, "index/1", "object", old, ref["path"])
+        for kind, schema in [(k, table) for k in KINDS.values() for table in k.tables if TABLES[table].role == ref["role"]]:
+            for view in [r for r in self.snapshot["objects"] if r["role"] == _layout.VIEWS and r["kind"] == kind.name]:
+                column = f"{_prefix(kind.name, schema)}_object"
+                self._point(view, _view_of(kind.name), column, old, ref["path"])
 
     def _lines(self, kind: str) -> list[bytes]:
         refs = [r for r in self.snapshot["objects"] if r["role"] == _layout.RECORDS and r["kind"] == kind]
@@ -129,36 +136,33 @@ class Workshop:
         """Change the first record of a kind."""
         self.edit_lines(kind, lambda lines: [encode(json.loads(lines[0]) | fields), *lines[1:]])
 
-    def edit_table(self, role: str, schema: str, edit: Callable[[pa.Table], pa.Table]) -> None:
-        """Change the rows of the first table of a role."""
-        ref = self.ref(role)
+    def edit_table(self, role: str, schema: str, edit: Callable[[pa.Table], pa.Table], kind: str | None = None) -> None:
+        """Change the rows of the first table of a role, and of a kind."""
+        ref = self.ref(role, kind)
         self.swap(ref, table_object(edit(self.table(ref, schema)), schema))
 
-    def _point(self, role: str, schema: str, column: str, old: str, new: str) -> None:
-        """Let the tables of a role name another object."""
-        for ref in [r for r in self.snapshot["objects"] if r["role"] == role]:
-            table = self.table(ref, schema)
-            named = table[column].to_pylist()
-            if old in named:
-                moved = [new if path == old else path for path in named]
-                self.swap(ref, table_object(with_column(table, column, moved), schema))
+    def _point(self, ref: Json, schema: str, column: str, old: str, new: str) -> None:
+        """Let a table name another object."""
+        table = self.table(ref, schema)
+        named = table[column].to_pylist()
+        if old in named:
+            moved = [new if path == old else path for path in named]
+            self.swap(ref, table_object(with_column(table, column, moved), schema))
 
     # -- what follows from a change ----------------------------------------------------------------------------------
 
     def mend(self) -> None:
-        """Let rows, digests, order keys, counts, the runs view and the logical root say what the objects say now."""
-        owners: dict[str, dict[str, tuple[int, str, str, int]]] = {}
-        for role, schema in ((_layout.METRICS, "metrics/1"), (_layout.FILES, "files/1")):
-            owners[role] = self._mend_table(role, schema)
+        """Let rows, digests, order keys, counts, the views and the logical root say what the objects say now."""
+        owners = {schema: self._mend_table(TABLES[schema].role, schema) for schema in _OWNED}
         for ref in self.snapshot["objects"]:
             if ref["role"] == _layout.INDEX:
                 ref["rows"] = self.table(ref, "index/1").num_rows
-        places = self._mend_records()
-        self._mend_views(places, owners)
+        for kind, places in self._mend_records().items():
+            self._mend_views(kind, places, owners)
         self._mend_roots(owners)
 
-    def _mend_table(self, role: str, schema: str) -> dict[str, tuple[int, str, str, int]]:
-        """(rows, digest, object, first row) of each owner."""
+    def _mend_table(self, role: str, schema: str) -> dict[str, _Rows]:
+        """What each owner has in one table."""
         found = {}
         for ref in [r for r in self.snapshot["objects"] if r["role"] == role]:
             table = open_table(pa.BufferReader(self.data(ref)), TABLES[schema], name="fixture", dictionaries=True)
@@ -170,56 +174,65 @@ class Workshop:
             ref.update(rows=start, content=digest_of("".join(digests).encode()))
         return found
 
-    def _mend_records(self) -> dict[str, tuple[str, int, int, str]]:
-        """(object, frame offset, frame length, digest) of each run."""
-        places = {}
+    def _mend_records(self) -> dict[str, dict[str, tuple[str, int, int, str]]]:
+        """(object, frame offset, frame length, digest) of each record of the kinds that have views."""
+        places: dict[str, dict[str, tuple[str, int, int, str]]] = {}
         for ref in [r for r in self.snapshot["objects"] if r["role"] == _layout.RECORDS]:
-            lines = lines_in(self.data(ref))
+            lines, kind = lines_in(self.data(ref)), ref["kind"]
             ref.update(rows=len(lines), content=digest_of(b"".join(line + b"\n" for line in lines)))
-            if ref["kind"] in KINDS:
-                ref.update(first=_order_key(lines[0], ref["kind"]), last=_order_key(lines[-1], ref["kind"]))
+            if kind not in KINDS:
+                continue
+            ref.update(first=list(order_key(_record(lines[0], kind))), last=list(order_key(_record(lines[-1], kind))))
             for frame, raw in read_frames(self.data(ref), name="fixture"):
-                for line in raw[:-1].split(b"\n") if ref["kind"] == "run" else ():
-                    self._runs[json.loads(line)["run_id"]] = json.loads(line)
-                    places[json.loads(line)["run_id"]] = (ref["path"], frame.offset, frame.length, hex_of(line))
+                for line in raw[:-1].split(b"\n") if KINDS[kind].tables else ():
+                    identity = record_id(_record(line, kind))
+                    self._records[kind, identity] = json.loads(line)
+                    places.setdefault(kind, {})[identity] = (ref["path"], frame.offset, frame.length, hex_of(line))
         return places
 
-    def _mend_views(self, places: Json, owners: dict[str, dict[str, tuple[int, str, str, int]]]) -> None:
-        for ref in [r for r in self.snapshot["objects"] if r["role"] == _layout.VIEWS and r["kind"] == "run"]:
-            table = self.table(ref, "runs_view/1")
-            order = {run: number for number, run in enumerate(places)}
-            rows = table["run_id"].to_pylist()
+    def _mend_views(self, kind: str, places: Mapping[str, Any], owners: Mapping[str, Mapping[str, _Rows]]) -> None:
+        schema, identity = _view_of(kind), "run_id" if kind == "run" else "id"
+        shown = ("experiment_id", "run_name", "user_id", "status", "end_time", "lifecycle_stage", "artifact_uri")
+        order = {name: number for number, name in enumerate(places)}
+        for ref in [r for r in self.snapshot["objects"] if r["role"] == _layout.VIEWS and r["kind"] == kind]:
+            table = self.table(ref, schema)
+            rows = table[identity].to_pylist()
             table = table.take(pa.array(sorted(range(len(rows)), key=lambda row: order[rows[row]])))
-            runs = table["run_id"].to_pylist()
-            for name in ("experiment_id", "run_name", "user_id", "status", "end_time", "lifecycle_stage", "artifact_uri"):
-                table = with_column(table, name, [self._runs[run].get(name) for run in runs])
-            named = {r["experiment_id"]: r["name"] for r in map(json.loads, self._lines("experiment"))}
-            table = with_column(table, "experiment_name", [named.get(e) for e in table["experiment_id"].to_pylist()])
+            ids = table[identity].to_pylist()
+            for name in shown if kind == "run" else shown[:1]:
+                table = with_column(table, name, [self._records[kind, one].get(name) for one in ids])
+            if kind == "run":
+                named = {r["experiment_id"]: r["name"] for r in map(json.loads, self._lines("experiment"))}
+                table = with_column(table, "experiment_name", [named.get(e) for e in table["experiment_id"].to_pylist()])
             placing = ("record_object", "frame_offset", "frame_length", "record_digest")
-            columns = dict(zip(placing, zip(*(places[run] for run in runs), strict=True), strict=True))
-            for prefix, role, nothing in (("metric", _layout.METRICS, NO_SERIES), ("file", _layout.FILES, NO_FILES)):
-                found = [owners[role].get(run, (0, nothing, None, 0)) for run in runs]
-                names = tuple(f"{prefix}_{name}" for name in ("rows", "digest", "object", "start"))
+            columns = dict(zip(placing, zip(*(places[one] for one in ids), strict=True), strict=True))
+            for owned in KINDS[kind].tables:
+                found = [owners[owned].get(one, (0, _nothing(owned), None, 0)) for one in ids]
+                names = tuple(f"{_prefix(kind, owned)}_{name}" for name in ("rows", "digest", "object", "start"))
                 columns |= dict(zip(names, zip(*found, strict=True), strict=True))
             for name, values in columns.items():
                 table = with_column(table, name, values)
-            self.swap(ref, table_object(table, "runs_view/1"), rows=len(runs))
+            self.swap(ref, table_object(table, schema), rows=len(ids))
 
-    def _mend_roots(self, owners: dict[str, dict[str, tuple[int, str, str, int]]]) -> None:
+    def _mend_roots(self, owners: Mapping[str, Mapping[str, _Rows]]) -> None:
         trees: dict[str, MerkleTree] = {}
-        for ref in [r for r in self.snapshot["objects"] if r["role"] == _layout.RECORDS]:
+        for ref in [r for r in self.snapshot["objects"] if r["role"] == _layout.RECORDS and r["kind"] in KINDS]:
+            kind = KINDS[ref["kind"]]
             for line in lines_in(self.data(ref)):
-                parts = [logical_digest(line, ref["kind"])]
-                for role, nothing in ((_layout.METRICS, NO_SERIES), (_layout.FILES, NO_FILES)) if ref["kind"] == "run" else ():
-                    parts.append(bytes.fromhex(owners[role].get(json.loads(line)["run_id"], (0, nothing))[1]))
-                trees.setdefault(ref["kind"], MerkleTree()).add(leaf(ref["kind"], *parts))
+                parts = [logical_digest(line, kind.name)]
+                for owned in kind.tables:
+                    found = owners[owned].get(record_id(_record(line, kind.name)), (0, _nothing(owned)))
+                    parts.append(bytes.fromhex(found[1]))
+                trees.setdefault(kind.name, MerkleTree()).add(leaf(kind.name, *parts))
         self.snapshot["logical"] = json.loads(encode(logical(trees)))
         tables = [self.table(r, "files/1") for r in self.snapshot["objects"] if r["role"] == _layout.FILES]
         files = [row for table in tables for row in table.to_pylist()]
         counts = self.snapshot["counts"]
         counts |= {kind: tree.rows for kind, tree in trees.items()}
         counts |= {"file": len(files), "file_bytes": sum(row["size"] for row in files if row["state"] == "ok")}
-        counts["metric_point"] = sum(rows for rows, *_ in owners[_layout.METRICS].values())
+        for owned, name in _COUNTED.items():
+            if owners[owned] or name in counts:
+                counts[name] = sum(rows for rows, *_ in owners[owned].values())
 
     def commit(self, *, encoded: bytes | None = None) -> None:
         """Write the snapshot document under the name that its bytes and its time give it."""
@@ -237,8 +250,22 @@ class Workshop:
             (folder / path).write_bytes(data)
 
 
-def _order_key(line: bytes, kind: str) -> list[Any]:
-    return list(order_key(decode_record(line, kind, name="fixture", limits=Limits(json_depth=1_000))))
+def _record(line: bytes, kind: str) -> Record:
+    return decode_record(line, kind, name="fixture", limits=Limits(json_depth=1_000))
+
+
+def _view_of(kind: str) -> str:
+    return "runs_view/1" if kind == "run" else "entity_view/1"
+
+
+def _prefix(kind: str, schema: str) -> str:
+    """How the columns of a view begin that say where rows of a table are."""
+    return "file" if schema == "files/1" else "metric" if kind == "run" else "table"
+
+
+def _nothing(schema: str) -> str:
+    """The digest of an owner without rows."""
+    return {"metrics/1": NO_SERIES, "files/1": NO_FILES}.get(schema, NO_ROWS)
 
 
 def flipped(data: bytes, place: int) -> bytes:

@@ -6,6 +6,7 @@ lowers limits of the reader. Content and times are fixed; only the bytes of Parq
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sys
@@ -25,6 +26,7 @@ from _fixture_workshop import Workshop, lines_object, plain_parquet
 from mlflow_bundle import _layout
 from mlflow_bundle._codec import encode
 from mlflow_bundle._limits import Targets
+from mlflow_bundle._merkle import leaf, logical_of
 from mlflow_bundle.records import Experiment, Problem, Run, Scope
 
 FOLDER: Final = Path(__file__).parent / "v1" / "fixtures"
@@ -114,15 +116,23 @@ def from_the_future(place: Path) -> None:
     shop.edit_record(
         "run", colour="blue", nested={"deep": [{"er": None}]}, params=[{"key": "lr", "secret": False, "value": "0.1"}]
     )
-    record = {"kind": "later_kind", "name": "größe", "versions": [1, 2]}
+    record = {"artifact_uri": "s3://later", "kind": "later_kind", "name": "größe", "versions": [1, 2]}
     shop.put(_layout.RECORDS, lines_object([encode(record)]), kind="later_kind", rows=1, content="")
     table = plain_parquet(pa.table({"later_id": ["1"], "content": ["{}"]}), "later_rows/1")
     shop.put("later_rows", table, rows=1, strange="field")
     shop.snapshot |= {"retention": {"days": 30}, "counts": shop.snapshot["counts"] | {"later_row": 1}}
     shop.files[_layout.MARKER] = encode(json.loads(shop.files[_layout.MARKER]) | {"title": "from the future"})
     shop.mend()
+    _later_root(shop.snapshot["logical"])
     shop.commit()
     shop.save(place)
+
+
+def _later_root(said: dict[str, Any]) -> None:
+    """Let the leaf of the later kind cover what nobody knows today."""
+    later = leaf("later_kind", hashlib.sha256(b"of its rows").digest())
+    roots = {kind: (bytes.fromhex(value["root"][7:]), value["rows"]) for kind, value in said["kinds"].items()}
+    said.update(json.loads(encode(logical_of(roots | {"later_kind": (later, 1)}))))
 
 
 GOOD: Final[dict[str, Callable[[Path], None]]] = {

@@ -21,9 +21,27 @@ import zstandard
 
 OBJECT = re.compile(r"objects/([a-z][a-z_]*)/(?:[0-9a-f]{2}/)?([0-9a-f]{64})(?:\.[a-z0-9]+)*")  # 3.2
 SNAPSHOT = re.compile(r"snapshots/([0-9]{8}T[0-9]{6}\.[0-9]{3}Z)-([0-9a-f]{16})\.json")  # 3.3
-LOCATIONS = ("artifact_location", "artifact_uri")  # 8.1
 SUFFIX = {"records": ".jsonl.zst", "lists": ".jsonl.zst", "packs": ".zip", "blobs": ""}
-KEYS = {"experiment": ("creation_time", "experiment_id"), "run": ("start_time", "run_id")}  # 4.1
+# 4.1: kind, time, id (of several members; @ in a workspace), tables, locations
+KINDS = """workspace - name - default_artifact_root,trace_archival_location
+experiment creation_time experiment_id - artifact_location; run start_time run_id metrics/1,files/1 artifact_uri
+logged_model creation_timestamp_ms model_id model_metrics/1,files/1 artifact_uri; registered_model creation_timestamp @name - -
+model_version creation_timestamp @name/version files/1 source,storage_location; issue created_timestamp issue_id - -
+trace request_time trace_id spans/1,files/1 artifact_uri,spans_location,archive_location
+evaluation_dataset created_time dataset_id - -; dataset_record created_time dataset_record_id - -
+scorer versions experiment_id/scorer_name - -; label_schema created_time schema_id - -
+review_queue creation_time_ms queue_id - -; webhook creation_timestamp webhook_id - -; gateway_secret created_at secret_id - -
+gateway_model_definition created_at model_definition_id - -; gateway_endpoint created_at endpoint_id - -
+budget_policy created_at budget_policy_id - -; guardrail created_at guardrail_id - -; mcp_server created_at @name - -
+mcp_server_version created_at @name/version - -; mcp_access_endpoint created_at id - -""".replace("\n", ";").split(";")
+KINDS = {
+    row[0]: (*row[1:3], *([*filter(None, part.strip("-").split(","))] for part in row[3:])) for row in map(str.split, KINDS)
+}
+# 5.2: id of the owner, columns (? may be null)
+PLAIN = {"model_metrics/1": "model_id key step timestamp value? run_id dataset_name? dataset_digest?"}
+PLAIN["spans/1"] = "trace_id span_id parent_span_id? name? type? status start_time_unix_nano end_time_unix_nano? content"
+NOTHING = {"metrics/1": b"[]\n" + 3 * hashlib.sha256().digest(), "files/1": b"[]"}  # 8.3, 8.4
+COUNTED = {"metrics/1": "metric_point", "model_metrics/1": "model_metric_point", "spans/1": "span", "files/1": "file"}  # 6.2
 UNSAFE = re.compile(r"(?is)\.{0,2}|.*\x00.*|[a-z]:.*|(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")  # 10.2
 ERRORS = (LookupError, ValueError, TypeError, OSError, EOFError, RuntimeError)
 ERRORS += (struct.error, zlib.error, zipfile.BadZipFile, zstandard.ZstdError, pa.ArrowException)
@@ -74,7 +92,7 @@ def lines_of(data):  # 4.5
     for number in range(count):
         length, raw = struct.unpack_from("<II", data, table + 8 + number * entry)
         frame = data[offset : offset + length]
-        if raw > 128 << 20 or (raw > 1 << 20 and raw > 10_000 * length) or zstandard.frame_content_size(frame) != raw:  # 10.1
+        if raw > min(128 << 20, max(1 << 20, length << 15)) or zstandard.frame_content_size(frame) != raw:  # 10.1
             raise ValueError("has a zstd frame beyond the limits, or not of the size that the seek table says")
         text, offset = zstandard.ZstdDecompressor().decompress(frame, max_output_size=raw), offset + length
         lines += text[:-1].split(b"\n")
@@ -83,13 +101,14 @@ def lines_of(data):  # 4.5
     return lines
 
 
-def rows_of(data, schema, *columns):  # 5.1: tuples; read a row group at a time
+def rows_of(data, schema, *wanted):  # 5.1: tuples; read a row group at a time
+    columns = [name.rstrip("?") for name in wanted]
     table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
     if (table.metadata.metadata or {}).get(b"mlflow_bundle.schema") != schema.encode():
         raise ValueError(f"is not a table {schema}")
     for number in range(table.num_row_groups):
-        rows = table.read_row_group(number, columns=list(columns), use_threads=False).select(columns)
-        if any(rows[name].null_count for name in columns if name != "sha256"):
+        rows = table.read_row_group(number, columns=columns, use_threads=False).select(columns)
+        if any(rows[name].null_count for name in wanted if name in columns):
             raise ValueError("has nulls where none may be")
         if "value" in columns:  # doubles as their bits, so that every NaN stays what it is
             bits = [chunk.view(pa.int64()) for chunk in rows.column("value").chunks]
@@ -97,37 +116,55 @@ def rows_of(data, schema, *columns):  # 5.1: tuples; read a row group at a time
         yield from zip(*(column.to_pylist() for column in rows.columns), strict=True)
 
 
-def series_of(data):  # 8.3: (run, rows, digest) of each run of a metrics object
-    rows = rows_of(data, "metrics/1", "run_id", "key", "step", "timestamp", "value")
-    for run, points in groupby(rows, key=lambda row: row[0]):
-        keys, last, hashers = [], (b"",), [hashlib.sha256() for _ in range(3)]
-        for key, group in groupby(points, key=lambda row: row[1]):
-            columns = list(zip(*(row[2:] for row in group), strict=True))
-            places = [(key.encode(), s, t, v ^ ((v >> 63) & 2**63 - 1)) for s, t, v in zip(*columns, strict=True)]  # 5.2
-            if [last, *places] != sorted([last, *places]):
-                raise ValueError(f"has points of run {run} out of order")
-            last = places[-1]
-            keys.append([key, len(places)])
-            for hasher, column in zip(hashers, columns, strict=True):
-                hasher.update(struct.pack(f"<{len(column)}q", *column))
-        yield run, sum(n for _, n in keys), sha(compact(keys) + b"\n" + b"".join(hasher.digest() for hasher in hashers))
+def plain_of(data, schema):  # 8.3: (owner, rows, digest, None) of each owner of plain rows
+    kind, order = ("trace", (6, 1)) if schema == "spans/1" else ("logged_model", (1, 2, 3, 5))
+    for owner, group in groupby(rows_of(data, schema, *PLAIN[schema].split()), key=lambda row: row[0]):
+        hasher, rows = hashlib.sha256(), list(group)
+        places = [[row[column] for column in order] for row in rows]
+        if places != sorted(places):
+            raise ValueError(f"has rows of {kind} {owner} out of order")
+        for row in rows:
+            double = schema == "model_metrics/1" and row[4] is not None
+            hasher.update(compact([*row[1:4], f"{row[4] % 2**64:016x}" if double else row[4], *row[5:]]) + b"\n")
+        yield (kind, owner), len(rows), hasher.hexdigest(), None
 
 
-def files_of(data):  # 8.4: (run, [[path, size, sha256, state], ...]) of each run of a files object
-    rows = rows_of(data, "files/1", "owner_id", "path", "size", "sha256", "state")
-    for run, group in groupby(rows, key=lambda row: row[0]):
-        listing = [list(row[1:]) for row in group]
-        paths = [row[0].encode() for row in listing]
+def series_of(data, schema):  # 8.3: the same of each run of a metrics object
+    for run, group in groupby(rows_of(data, schema, "run_id", "key", "step", "timestamp", "value"), key=lambda row: row[0]):
+        rows = list(group)
+        places = [(key, step, stamp, bits ^ ((bits >> 63) & 2**63 - 1)) for _, key, step, stamp, bits in rows]  # 5.2
+        if places != sorted(places):
+            raise ValueError(f"has points of run {run} out of order")
+        head = [[key, len(list(points))] for key, points in groupby(row[1] for row in rows)]
+        columns = [struct.pack(f"<{len(rows)}q", *column) for column in list(zip(*rows, strict=True))[2:]]
+        digests = b"".join(hashlib.sha256(column).digest() for column in columns)
+        yield ("run", run), len(rows), sha(compact(head) + b"\n" + digests), None
+
+
+def files_of(data, schema):  # 8.4: the same of each owner in a files object, and [path, size, sha256, state] of each file
+    rows = rows_of(data, schema, "owner_kind", "owner_id", "path", "size", "sha256?", "state")
+    for owner, group in groupby(rows, key=lambda row: row[:2]):
+        listing = [list(row[2:]) for row in group]
+        paths = [row[0] for row in listing]
         if paths != sorted(set(paths)) or any(row[3] != ("ok" if row[2] else "unreadable") for row in listing):
-            raise ValueError(f"has files of run {run} out of order, doubled, or with a wrong state")
-        yield run, listing
+            raise ValueError(f"has files of {owner} out of order, doubled, or with a wrong state")
+        yield owner, len(listing), sha(compact(listing)), listing
+
+
+def place_of(kind, record):  # 4.1
+    time, name, _, _ = KINDS[kind]
+    dated = {"versions": (record["versions"] or [{}])[0].get("creation_time", 2**53 - 1)} if kind == "scorer" else record
+    space = record.get("workspace", "") if "@" in name else ""
+    parts = [space] * (space not in ("", "default")) + [str(record[part.strip("@")]) for part in name.split("/")]
+    return [dated.get(time, 2**53 - 1), "/".join(parts)]
 
 
 class Check:
     """One pass over a bundle. Problems are collected; a missing or damaged object does not stop the rest."""
 
     def __init__(self, bundle):
-        self.problems, self.records, self.series, self.files, self.index, self.listed = [], {}, {}, {}, {}, {}
+        self.problems, self.records, self.files, self.index, self.listed = [], {}, {}, {}, {}
+        self.owned = {schema: {} for schema in COUNTED}
         self.names, self.read = store_of(bundle)
         self.marker = json.loads(self.read("mlflow-bundle.json"))
         found = sorted((name for name in self.names if SNAPSHOT.fullmatch(name)), reverse=True)  # 6.1
@@ -162,8 +199,8 @@ class Check:
             self.guarded(listing, lambda data: refs.extend(map(json.loads, lines_of(data))))
         for ref in refs:
             self.guarded(ref, lambda data, ref=ref: self.enlist(ref, data))
-        takers = {"records": self.take_records, "metrics": self.take_series, "files": self.take_files, "index": self.take_index}
-        for role, take in takers.items():
+        takers = {"records": self.take_records} | dict.fromkeys((table[:-2] for table in COUNTED), self.take_rows)
+        for role, take in (takers | {"index": self.take_index}).items():
             for ref in (ref for ref in self.listed.values() if ref["role"] == role):
                 self.guarded(ref, lambda data, ref=ref, take=take: take(ref, data))
         self.check_roots()
@@ -193,8 +230,8 @@ class Check:
             record = json.loads(line)
             if record["kind"] != kind or compact(record) != line:
                 raise ValueError(f"has a line that is not a canonical record of kind {kind}")
-            place = [record.get(KEYS[kind][0], 2**53 - 1), record[KEYS[kind][1]]] if kind in KEYS else None  # 4.1
-            found.append((place, sha(line), sha(compact({k: v for k, v in record.items() if k not in LOCATIONS}))))
+            place, locations = (place_of(kind, record), KINDS[kind][3]) if kind in KINDS else (None, ())
+            found.append((place, sha(line), sha(compact({k: v for k, v in record.items() if k not in locations}))))
         known = self.records.setdefault(kind, [])
         places = [place for place, *_ in known[-1:] + found if place]
         known += found
@@ -204,18 +241,15 @@ class Check:
             self.problem(ref["path"], "has other order keys than the snapshot says")
         self.agree(ref, len(lines), "sha256:" + sha(b"".join(line + b"\n" for line in lines)))
 
-    def take_series(self, ref, data):
-        self.take_owners(ref, self.series, [(run, (rows, digest), rows, digest) for run, rows, digest in series_of(data)])
-
-    def take_files(self, ref, data):
-        self.take_owners(ref, self.files, [(run, files, len(files), sha(compact(files))) for run, files in files_of(data)])
-
-    def take_owners(self, ref, known, found):
-        runs = [run for run, *_ in found]
-        if len(set(runs)) != len(runs) or known.keys() & set(runs):
-            self.problem(ref["path"], "has rows of one run in two places")
-        known.update((run, value) for run, value, _, _ in found)
-        self.agree(ref, sum(rows for *_, rows, _ in found), "sha256:" + sha("".join(d for *_, d in found).encode()))
+    def take_rows(self, ref, data):
+        schema = ref["role"] + "/1"
+        found = list({"metrics/1": series_of, "files/1": files_of}.get(schema, plain_of)(data, schema))
+        owners, known = [owner for owner, *_ in found], self.owned[schema]
+        if len(set(owners)) != len(owners) or known.keys() & set(owners):
+            self.problem(ref["path"], "has rows of one owner in two places")
+        known.update((owner, (rows, digest)) for owner, rows, digest, _ in found)
+        self.files.update((owner, listing) for owner, *_, listing in found if listing)
+        self.agree(ref, sum(rows for _, rows, *_ in found), "sha256:" + sha("".join(row[2] for row in found).encode()))
 
     def take_index(self, ref, data):  # 5.3
         rows = list(rows_of(data, "index/1", "sha256", "part", "object", "offset", "length", "codec", "raw_length"))
@@ -223,32 +257,38 @@ class Check:
             self.index.setdefault(row[0], {}).setdefault(row[1], row[2:])
         self.agree(ref, len(rows), None)
 
-    def digests(self, run):  # 8.3, 8.4
-        return self.series.get(run, (0, sha(b"[]\n" + 3 * hashlib.sha256().digest())))[1], sha(compact(self.files.get(run, [])))
+    def digests(self, kind, name):  # of each table of an entity
+        return [self.owned[table].get((kind, name), (0, sha(NOTHING.get(table, b""))))[1] for table in KINDS[kind][2]]
 
     def check_roots(self):  # 8.5
-        files = [row for listing in self.files.values() for row in listing]
-        self.counts = {"metric_point": sum(rows for rows, _ in self.series.values()), "file": len(files)}
-        self.counts |= {"file_bytes": sum(row[1] for row in files if row[3] == "ok"), "experiment": 0, "run": 0}
-        kinds = {}
+        said, kinds = self.snapshot["counts"], {}
+        counts = {name: sum(rows for rows, _ in self.owned[table].values()) for table, name in COUNTED.items()}
+        counts["file_bytes"] = sum(row[1] for listing in self.files.values() for row in listing if row[3] == "ok")
+        counts |= {kind: len(self.records.get(kind, [])) for kind in KINDS}
+        self.counts = {name: count for name, count in counts.items() if count or name in said}
         for kind, records in sorted(self.records.items()):
-            parts = [(logical, *(self.digests(place[1]) if kind == "run" else ())) for place, _, logical in records]
-            root = merkle([leaf(kind, *map(bytes.fromhex, digests)) for digests in parts])
-            kinds[kind] = {"root": "sha256:" + root.hex(), "rows": len(records)}
-            self.counts[kind] = len(records)
+            root = self.snapshot["logical"]["kinds"].get(kind, {}).get("root", "")  # of a kind that nobody knows, as it is said
+            if kind in KINDS:
+                parts = [[logical, *self.digests(kind, place[1])] for place, _, logical in records]
+                root = "sha256:" + merkle([leaf(kind, *map(bytes.fromhex, digests)) for digests in parts]).hex()
+            kinds[kind] = {"root": root, "rows": len(records)}
         over = [leaf("root", kind.encode(), b"\0", bytes.fromhex(value["root"][7:])) for kind, value in kinds.items()]
         self.root = "sha256:" + merkle(over).hex()
         if self.snapshot["logical"] != {"kinds": kinds, "root": self.root}:
             self.problem("logical", f"the logical root is {self.root}, and the snapshot says something else")
-        if {kind: count for kind, count in self.snapshot["counts"].items() if kind in self.counts} != self.counts:
+        if any(said.get(name, 0) != count for name, count in counts.items()):
             self.problem("counts", f"are {self.counts}, and the snapshot says something else")
-        if strangers := (self.series.keys() | self.files.keys()) - {place[1] for place, *_ in self.records.get("run", [])}:
-            self.problem("tables", f"have rows of unknown runs: {sorted(strangers)}")
+        known = {(kind, place[1]) for kind, records in self.records.items() for place, *_ in records if place}
+        if strangers := {owner for owners in self.owned.values() for owner in owners if owner[0] in KINDS} - known:
+            self.problem("tables", f"have rows of unknown owners: {sorted(strangers)}")
 
     def check_view(self, ref, data):  # 5.4
-        rows = list(rows_of(data, "runs_view/1", "run_id", "record_digest", "metric_digest", "file_digest"))
-        records = {place[1]: digest for place, digest, _ in self.records.get("run", [])}
-        if any(row != (row[0], records.get(row[0]), *self.digests(row[0])) for row in rows):
+        if (kind := ref["kind"]) not in KINDS:
+            return
+        schema, name, table = ("runs_view/1", "run_id", "metric") if kind == "run" else ("entity_view/1", "id", "table")
+        rows = list(rows_of(data, schema, name, "record_digest", f"{table}_digest", "file_digest"))
+        records, none = {place[1]: digest for place, digest, _ in self.records.get(kind, [])}, [sha(b"")]
+        if any([*row] != [row[0], records.get(row[0]), *(none + self.digests(kind, row[0]))[-2:]] for row in rows):
             self.problem(ref["path"], "says something else than records and tables")
         self.agree(ref, len(rows), None)
 
@@ -268,7 +308,7 @@ class Check:
 
     def extract(self, folder):  # 10.2
         taken, above = set(), set()
-        for full, row in sorted((f"{run}/{row[0]}", row) for run, listing in self.files.items() for row in listing):
+        for full, row in sorted(("/".join((*owner, row[0])), row) for owner, listing in self.files.items() for row in listing):
             folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", full).casefold())
             parents = {folded[:place] for place, letter in enumerate(folded) if letter == "/"}
             if any(map(UNSAFE.fullmatch, full.split("/"))) or folded in taken | above or parents & taken:

@@ -7,14 +7,15 @@ from typing import Any, Final
 
 import msgspec
 
-from mlflow_bundle._codec import encode
+from mlflow_bundle._codec import GREATEST_INTEGER, encode
 
 __all__ = ["is_canonical"]
 
 _STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _NUMBER: Final = re.compile(rb"-?[0-9][0-9.eE+-]*")
-_GREATEST: Final = 2**53 - 1
-_DIGITS: Final = len(str(-_GREATEST))
+_DIGITS: Final = len(str(-GREATEST_INTEGER))
+#: Begins the UTF-8 of what is beyond the BMP, where UTF-16 sorts otherwise than code points do.
+_BEYOND: Final = re.compile(rb"[\xf0-\xf4]")
 
 
 def is_canonical(data: bytes) -> bool:
@@ -23,7 +24,7 @@ def is_canonical(data: bytes) -> bool:
         return False
     try:
         value = msgspec.json.decode(data)
-        return encode(value) == data or msgspec.json.encode(_in_order(value)) == data
+        return (_BEYOND.search(data) is None and encode(value) == data) or msgspec.json.encode(_in_order(value)) == data
     except (msgspec.MsgspecError, UnicodeError):
         return False
 
@@ -31,7 +32,7 @@ def is_canonical(data: bytes) -> bool:
 def _is_plain(number: bytes) -> bool:
     """Whether a number is an integer that every program can hold."""
     digits = number.removeprefix(b"-")
-    return digits.isdigit() and len(number) <= _DIGITS and int(digits) <= _GREATEST
+    return digits.isdigit() and len(number) <= _DIGITS and int(digits) <= GREATEST_INTEGER
 
 
 def _in_order(value: Any) -> Any:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -18,10 +17,11 @@ from mlflow_bundle._merkle import MerkleTree, leaf, logical_of
 from mlflow_bundle._owners import NO_FILES, NO_ROWS
 from mlflow_bundle._series import NO_SERIES
 from mlflow_bundle._table_specs import TABLES
-from mlflow_bundle._verify._findings import Findings
+from mlflow_bundle._verify._extents import IndexCheck
+from mlflow_bundle._verify._findings import Findings, listed
 from mlflow_bundle._verify._objects import OWNERS, Objects
 from mlflow_bundle._verify._record_facts import NO_LATEST, RecordFacts, ViewFacts
-from mlflow_bundle._verify._table_facts import CONTENTS, EXTENTS, Extents, IndexFacts, OwnerFacts
+from mlflow_bundle._verify._table_facts import CONTENTS, OwnerFacts
 from mlflow_bundle.records import KINDS, ObjectRef
 
 __all__ = ["TablesCheck"]
@@ -46,15 +46,10 @@ _VIEWED: Final = tuple(kind.name for kind in KINDS.values() if kind.tables)
 #: Under which name a snapshot counts the rows of a table.
 _COUNTED: Final = {_METRICS: "metric_point", "model_metrics/1": "model_metric_point", "spans/1": "span"}
 _EXPERIMENT: Final = "experiment"
-_EXAMPLES: Final = 3
 
 
 class TablesCheck:
-    """The check of all records and tables of one snapshot. ``run`` it once.
-
-    Afterwards: ``extents`` and ``paths`` are the index as far as it is sound; ``lost`` are, for a code and an object, the
-    contents (hex) that a problem touches.
-    """
+    """The check of all records and tables of one snapshot. ``run`` it once. ``index`` is the part that checks the index."""
 
     def __init__(self, objects: Objects, committed: Committed, refs: Sequence[ObjectRef], findings: Findings) -> None:
         self._objects, self._refs, self._findings = objects, refs, findings
@@ -67,9 +62,7 @@ class TablesCheck:
         self._table_rows: dict[str, int] = defaultdict(int)
         self._contents = np.empty(0, CONTENTS)
         self._file_bytes = 0
-        self.extents: Extents = np.empty(0, EXTENTS)
-        self.paths: list[str] = []
-        self.lost: dict[tuple[str, str], set[str]] = defaultdict(set)
+        self.index = IndexCheck(objects, self._path, refs, findings)
 
     def run(self) -> None:
         """Check everything."""
@@ -81,7 +74,7 @@ class TablesCheck:
         for kind in _VIEWED:
             self._check_views(kind, shards[kind], views[kind])
         self._check_roots()
-        self._check_index()
+        self.index.run(self._contents)
         self._objects.whole([ref for ref in self._refs if self._is_unknown(ref)], self._findings)
 
     def _of(self, role: str, kind: str | None = None) -> list[ObjectRef]:
@@ -101,7 +94,7 @@ class TablesCheck:
         """Whether something cannot be checked because objects of these roles could not be used; that is stated then."""
         unread = self._unread(*roles)
         if unread:
-            self._findings.state(f"{what}: {_listed(unread)} could not be used")
+            self._findings.state(f"{what}: {listed(unread)} could not be used")
         return bool(unread)
 
     # -- records ---------------------------------------------------------------------------------------------------------
@@ -137,7 +130,7 @@ class TablesCheck:
         if known:
             said += [ref.first, ref.last]
             found += [facts.first, facts.last]
-        if said != found:
+        if said != found or not facts.rows:
             self._add("E034", f"{ref.path} has other rows, content or order keys than the snapshot says", ref.path)
 
     def _check_ids(self, kind: str) -> None:
@@ -146,7 +139,7 @@ class TablesCheck:
             counts = pc.value_counts(ids)
             twice = counts.field(0).filter(pc.greater(counts.field(1), 1)).to_pylist()
             runs = twice if kind == _RUN else ()
-            self._add("E062", f"the snapshot has several records of {kind} {_listed(twice)}", runs=runs)
+            self._add("E062", f"the snapshot has several records of {kind} {listed(twice)}", runs=runs)
 
     def _column(self, kind: str, name: str) -> pa.ChunkedArray:
         table = self._records.get(kind)
@@ -159,7 +152,7 @@ class TablesCheck:
         lost = self._records[_RUN].filter(pc.invert(pc.is_in(self._column(_RUN, "experiment_id"), value_set=known)))
         for name in pc.unique(lost.column("experiment_id")).to_pylist():
             runs = lost.filter(pc.equal(lost.column("experiment_id"), name)).column("id").to_pylist()
-            self._add("E063", f"experiment {name} of run {_listed(runs)} has no record", runs=runs)
+            self._add("E063", f"experiment {name} of run {listed(runs)} has no record", runs=runs)
 
     # -- metrics and files -----------------------------------------------------------------------------------------------
 
@@ -300,7 +293,7 @@ class TablesCheck:
         if pc.any(differs).as_py():
             wrong = _plain(seen.ids).filter(differs).to_pylist()
             what = "what it repeats of the record" if name == "shown" else name
-            message = f"{seen.ref.path} says something else of {seen.kind} {_listed(wrong)} than its objects: {what}"
+            message = f"{seen.ref.path} says something else of {seen.kind} {listed(wrong)} than its objects: {what}"
             self._add("E060", message, seen.ref.path, _runs(seen.kind, wrong))
 
     # -- the snapshot ----------------------------------------------------------------------------------------------------
@@ -325,7 +318,7 @@ class TablesCheck:
         if found != said_logical:
             kinds = sorted(found.kinds.keys() | said_logical.kinds.keys())
             other = [kind for kind in kinds if found.kinds.get(kind) != said_logical.kinds.get(kind)]
-            self._add("E065", f"the logical root is {found.root}, not {said_logical.root}; other records: {_listed(other)}")
+            self._add("E065", f"the logical root is {found.root}, not {said_logical.root}; other records: {listed(other)}")
 
     def _roots(self) -> dict[str, tuple[bytes, int]]:
         """The root of each kind. That of a kind which is not known here, whose leaves nobody can compute, is as the snapshot
@@ -353,81 +346,6 @@ class TablesCheck:
                 digests = self._owned[kind, name].rows_of(ids).column("digest").to_pylist()
                 columns.append([bytes.fromhex(digest) for digest in digests])
             yield from zip(*columns, strict=True)
-
-    # -- the index -------------------------------------------------------------------------------------------------------
-
-    def _check_index(self) -> None:
-        sizes = {ref.path: ref.size for ref in self._refs if ref.role in (_layout.PACKS, _layout.BLOBS)}
-        numbers: dict[str, int] = {}
-        parts = [self.extents]
-        for ref, facts in self._objects.index(self._of(_layout.INDEX), self._findings):
-            if facts is not None:
-                self._check_table(ref, facts.rows)
-                part = facts.extents.copy()
-                local = [numbers.setdefault(path, len(numbers)) for path in facts.paths]
-                part["object"] = np.array([*local, 0], np.int32)[part["object"]]
-                parts.append(part[self._inside(ref, facts, sizes)])
-        extents = np.concatenate(parts)
-        self.paths = list(numbers)
-        self.extents = extents[np.lexsort((extents["object"], extents["part"], extents["sha256"]))]
-        self._check_contents()
-
-    def _inside(self, ref: ObjectRef, facts: IndexFacts, sizes: dict[str, int]) -> npt.NDArray[np.bool_]:
-        """Which extents lie inside objects that the snapshot lists, and can be decoded."""
-        rows = facts.extents
-        size = np.array([*(sizes.get(path, -1) for path in facts.paths), -1], np.int64)[rows["object"]]
-        negative = (rows["offset"] < 0) | (rows["length"] < 0) | (rows["raw"] < 0) | (rows["part"] < 0)
-        outside = negative | (rows["offset"] > size) | (rows["length"] > size - np.minimum(rows["offset"], size))
-        checks = (
-            ("E051", "in an object that the snapshot does not list", size < 0),
-            ("E051", "beyond the bounds of an object", (size >= 0) & outside),
-            ("E051", "with an unknown codec", rows["codec"] < 0),
-            ("E052", "of two lengths", (rows["codec"] == 0) & (rows["raw"] != rows["length"])),
-        )
-        bad = np.zeros(len(rows), bool)
-        for code, what, wrong in checks:
-            if wrong.any():
-                digests = _hex(rows["sha256"][wrong])
-                self._add(code, f"{ref.path} places content {_listed(digests)} {what}", ref.path)
-                self.lost[code, ref.path].update(digests)
-            bad |= wrong
-        return ~bad
-
-    def _check_contents(self) -> None:
-        """Every content that a file names has all its parts, of the right lengths."""
-        rows = self.extents
-        again = (rows["sha256"][1:] == rows["sha256"][:-1]) & (rows["part"][1:] == rows["part"][:-1])
-        other = again & (rows["raw"][1:] != rows["raw"][:-1])
-        self._lose("E051", "is divided into parts in several ways", rows["sha256"][1:][other])
-        rows = rows[np.concatenate(([True], ~again))] if len(rows) else rows
-        digests, starts, counts = np.unique(rows["sha256"], return_index=True, return_counts=True)
-        used = self._contents
-        place = np.searchsorted(digests, used["sha256"])
-        found = np.zeros(len(used), bool)
-        if len(digests):
-            place = np.minimum(place, len(digests) - 1)
-            found = digests[place] == used["sha256"]
-            ends = starts + counts - 1
-            whole = (rows["part"][starts] == 0) & (rows["part"][ends] == counts - 1)
-            raw = np.add.reduceat(rows["raw"], starts)
-            self._lose("E051", "lacks parts in the index", used["sha256"][found & ~whole[place]])
-            wrong = found & whole[place] & (raw[place] != used["size"])
-            self._lose("E050", "has another size than a file that names it", used["sha256"][wrong])
-        unplaced = used["sha256"][~found]
-        if unread := self._unread(_layout.INDEX):
-            if len(unplaced):
-                self._findings.state(f"{len(unplaced):,} contents: {_listed(unread)} could not be used")
-                for path in unread:
-                    self.lost["", path].update(_hex(unplaced))
-            return
-        bad = {digest for (code, _), lost in self.lost.items() if code.startswith("E05") for digest in lost}
-        self._lose("E051", "is not in the index", np.array([d for d in unplaced if _hex([d])[0] not in bad], "S32"))
-
-    def _lose(self, code: str, what: str, digests: npt.NDArray[np.bytes_]) -> None:
-        if len(digests):
-            lost = _hex(np.unique(digests))
-            self._add(code, f"content {_listed(lost)} {what}")
-            self.lost[code, self._path].update(lost)
 
 
 class _View(NamedTuple):
@@ -505,14 +423,3 @@ def _twice(names: pa.ChunkedArray) -> list[str]:
     counts = pc.value_counts(names)
     repeated: list[str] = counts.field(0).filter(pc.greater(counts.field(1), 1)).to_pylist()
     return repeated
-
-
-def _hex(digests: Iterable[bytes]) -> list[str]:
-    """Digests in hex; numpy strips zeros at the end of its byte strings."""
-    return [bytes(digest).ljust(32, b"\0").hex() for digest in digests]
-
-
-def _listed(names: Sequence[Any]) -> str:
-    """The first few names, and how many more there are."""
-    more = len(names) - _EXAMPLES
-    return ", ".join(map(str, names[:_EXAMPLES])) + (f" and {more:,} more" if more > 0 else "")

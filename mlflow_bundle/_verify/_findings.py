@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Final
 
 from mlflow_bundle._verify._codes import CODES
 from mlflow_bundle.errors import BundleError, LimitError, NotFoundError, StorageError
 from mlflow_bundle.records import Problem
 
-__all__ = ["Findings", "code_of"]
+__all__ = ["Findings", "code_of", "listed"]
+
+_EXAMPLES: Final = 3
+
+
+def listed(names: Sequence[Any]) -> str:
+    """The first few names, and how many more there are."""
+    more = len(names) - _EXAMPLES
+    return ", ".join(map(str, names[:_EXAMPLES])) + (f" and {more:,} more" if more > 0 else "")
 
 
 def code_of(error: BundleError, default: str) -> str:

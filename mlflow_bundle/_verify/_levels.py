@@ -149,7 +149,7 @@ class _Verification:
             refs, check = self._check(objects, committed, marker, rounds[-1])
             union |= {ref.path: ref for ref in refs}
             if check is not None:
-                indexes.append((check.paths, check.extents))
+                indexes.append((check.index.paths, check.index.extents))
         if self._level == "full":
             rounds.append(Findings())
             self._check_contents(objects, list(union.values()), indexes, rounds[-1])
@@ -192,7 +192,7 @@ class _Verification:
         elif self._level != "structure":
             check = TablesCheck(objects, committed, refs, findings)
             check.run()
-        touch(objects, refs, check.lost if check else {}, objects.damaged, findings)
+        touch(objects, refs, check.index.lost if check else {}, objects.damaged, findings)
         return refs, check
 
     def _check_contents(

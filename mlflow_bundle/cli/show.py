@@ -205,7 +205,7 @@ def _fields(document: dict[str, Any], names: Iterable[str]) -> Iterator[tuple[st
     """Those fields of a record that say something, in words."""
     for name in names:
         value = document.get(name)
-        if value not in (None, ""):
+        if value not in (None, "", []):
             yield name.replace("_", " "), time_text(value) if name in _TIMES else value
 
 

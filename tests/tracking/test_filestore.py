@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -77,9 +78,10 @@ def explained(found: dict[str, Any]) -> dict[str, Any]:
             run["histories"][key] = sorted({(0 if no_step else s, t, "0.0" if v == "-0.0" else v) for s, t, v in points})
         run["latest"].pop("acc", None)
     for model in found["models"].values():
+        model["status_message"] = model["status_message"] or None  # REST has no null texts
         model["metrics"] = [
             row for row in model["metrics"] if row[3] == "0.7"
-        ]  # the other has no NaN, or shows the latest only
+        ]  # SQLite has 0 for NaN; a file store shows only the latest
     for trace in found["traces"].values():
         for assessment in trace["info"]["assessments"]:
             assessment.setdefault("valid", True)  # nothing says otherwise of an expectation
@@ -181,7 +183,8 @@ def test_the_registry_and_the_traces_of_a_file_store(file_store: Path) -> None:
     by_name = {(a.assessment_name, a.valid): a for a in judged.assessments}
     assert (by_name["good", False].value, by_name["good", True].value) == ("true", "false")
     assert by_name["good", True].overrides == by_name["good", False].assessment_id
-    assert by_name["broken", True].error == '{"error_code":"E","error_message":"message","stack_trace":"stack"}'
+    error = json.loads(str(by_name["broken", True].error))
+    assert error == {"error_code": "E", "error_message": "message", "stack_trace": "stack"}
     assert judged.client_request_id == "c0"
     assert not any(tag.key == "mlflow.artifactLocation" for tag in judged.tags)
     assert {entry.key: entry.value for entry in judged.trace_metadata}["mlflow.trace.session"] == "s1"
@@ -614,3 +617,100 @@ def test_the_default_is_mlruns_where_it_holds_experiments(tmp_path: Path, monkey
     assert resolve_tracking_uri(None) == "sqlite:///mlflow.db"
     small_store(tmp_path / "mlruns")
     assert resolve_tracking_uri(None) == "./mlruns"
+
+
+# -- layouts between the first releases and today's -----------------------------------------------------------------------
+
+
+def test_traces_as_version_2_of_the_api_wrote_them(tmp_path: Path) -> None:
+    """MLflow 2.14 to 2.21 wrote other names into the YAML of a trace, and spans of another form."""
+    folder = "0/traces/abc"
+    meta = "execution_time_ms: 12\nexperiment_id: '0'\nrequest_id: abc\nstatus: OK\ntimestamp_ms: 1700000000000\n"
+    span = {
+        "name": "outer",
+        "context": {"span_id": "0x00000000000000aa", "trace_id": "0x000000000000000000000000000000bb"},
+        "parent_id": None,
+        "start_time": 5,
+        "end_time": 9,
+        "status_code": "OK",
+        "status_message": "",
+        "attributes": {"mlflow.spanType": '"TOOL"'},
+        "events": [],
+    }
+    store = small_store(
+        tmp_path / "mlruns",
+        {
+            f"{folder}/trace_info.yaml": meta,
+            f"{folder}/tags/mlflow.traceName": "outer",
+            f"{folder}/request_metadata/k": "v",
+            f"{folder}/artifacts/traces.json": json.dumps({"spans": [span]}),
+        },
+    )
+    source = FileSource(str(store))
+    (trace,) = entities(source, "trace")
+    assert trace == e.Trace(
+        trace_id="abc",
+        experiment_id="0",
+        request_time=1_700_000_000_000,
+        execution_duration=12,
+        state="OK",
+        tags=(e.KeyValue(key="mlflow.traceName", value="outer"),),
+        trace_metadata=(e.KeyValue(key="k", value="v"),),
+    )
+    (row,) = pa.concat_tables(source.rows("spans/1", ["abc"])).to_pylist()
+    assert (row["name"], row["type"], row["status"], row["start_time_unix_nano"]) == ("outer", "TOOL", "OK", 5)
+    assert json.loads(row["content"]) == span
+    assert source.problems() == []
+    source.close()
+
+
+@pytest.mark.parametrize(("before", "after"), [("name: old name", "name: ''"), ("name: old name", "run_name: null")])
+def test_the_name_of_a_run_may_be_in_its_tag_only(tmp_path: Path, before: str, after: str) -> None:
+    """MLflow 1.x kept the name of a run in a tag; one without a name has none."""
+    store = small_store(tmp_path / "mlruns")
+    meta = store / f"0/{RUN}/meta.yaml"
+    meta.write_text(meta.read_text().replace(before, after))
+    assert read_all(FileSource(str(store)))[0].run_name is UNSET
+    write_tree(store, {f"0/{RUN}/tags/mlflow.runName": "from the tag"})
+    assert read_all(FileSource(str(store)))[0].run_name == "from the tag"
+
+
+@pytest.mark.parametrize("in_trash", [False, True])
+def test_deleted_experiments_are_found_by_their_place_and_by_their_state(tmp_path: Path, in_trash: bool) -> None:
+    """An experiment in .trash is deleted whatever its YAML says, and so is one whose YAML says it."""
+    meta = OLD_EXPERIMENT if in_trash else OLD_EXPERIMENT.replace("active", "deleted")
+    home = ".trash/0" if in_trash else "0"
+    artifact = f"{home}/{RUN}/artifacts/x.txt"
+    run = OLD_RUN.format(run=RUN).replace("./mlruns", str(tmp_path / "mlruns"))
+    store = write_tree(tmp_path / "mlruns", {f"{home}/meta.yaml": meta, f"{home}/{RUN}/meta.yaml": run, artifact: "x"})
+    source = FileSource(str(store))
+    assert [experiment.lifecycle_stage for experiment in source.experiments()] == ["deleted"]
+    (found,) = read_all(source)
+    assert [info.path for info in source.artifacts(found).walk()] == ["x.txt"]
+    assert source.notes() == []
+    source.close()
+
+
+def test_repeated_metrics_of_a_logged_model_are_kept_once_in_a_database(
+    file_store_copy: Path, tmp_path: Path, empty_mlflow: str
+) -> None:
+    """The same row twice is one row and a note, another value in its place a problem; NaN is 0 in SQLite, as in MLflow."""
+    metric = next(file_store_copy.glob("*/models/*/metrics/acc"))
+    lines = metric.read_text().splitlines(keepends=True)
+    metric.write_text("".join([*lines, lines[-1], lines[0].replace(" 0.5 ", " 0.75 ")]))
+    packed = bundle.pack(bundle=tmp_path / "x.mlbundle", tracking_uri=file_store_copy)
+    assert packed.counts["model_metric_point"] == 5
+    report = bundle.unpack(tmp_path / "x.mlbundle", tracking_uri=empty_mlflow)
+    (problem,) = report.problems
+    assert "1 metric rows have the key, step, timestamp and run of another one" in problem.message
+    assert any("1 metric rows that repeat another one exactly are kept once" in note for note in report.notes)
+    assert any("1 metric values that are not a number are 0 in SQLite" in note for note in report.notes)
+    source = connect_source(empty_mlflow)
+    ids = [record.model_id for batch in source.entities("logged_model", EntityQuery()) for record in batch]  # type: ignore[attr-defined]
+    rows = pa.concat_tables(source.rows("model_metrics/1", ids)).to_pylist()
+    assert [(row["step"], row["value"], row["dataset_name"]) for row in rows] == [
+        (-2, 0.5, None),
+        (1, 0.0, None),
+        (1, 0.7, "data"),
+    ]
+    source.close()

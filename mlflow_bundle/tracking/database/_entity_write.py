@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, cast
 
 import msgspec
@@ -35,6 +35,7 @@ from mlflow_bundle.tracking.database._files import compare_files, write_files
 from mlflow_bundle.tracking.database._limits import CANNOT_HOLD, Limits
 from mlflow_bundle.tracking.database._owned_read import OwnedReader
 from mlflow_bundle.tracking.database._places import Places
+from mlflow_bundle.tracking.database._points import model_rows_as_held
 
 __all__ = ["EntityRestorer"]
 
@@ -132,6 +133,12 @@ class EntityRestorer:
         result = EntityResult(kind=kind, source_id=record_id(plan.record))
         expected = self._expected(plan.record, result, ids, options)
         work = _Work(plan, expected, result)
+        if kind == "logged_model" and plan.rows is not None and plan.rows.num_rows:
+            rows, notes, lost = model_rows_as_held(plan.rows, sqlite=self._db.uri.is_sqlite)
+            work.plan = replace(plan, rows=rows)
+            result.notes += notes
+            if lost:
+                work.report(f"{lost} metric rows have the key, step, timestamp and run of another one", CANNOT_HOLD)
         if problems := self.cannot_hold(expected):
             result.problems += problems
             result.action = "left out"
@@ -348,7 +355,7 @@ class EntityRestorer:
 
 
 def _same_rows(there: pa.Table, wanted: pa.Table) -> bool:
-    """Whether the rows are the same; SQLite, and MLflow in it, has NULL for NaN."""
+    """Whether the rows are the same, where a NaN is the same as another."""
     if there.num_rows != wanted.num_rows:
         return False
     for name in there.column_names:

@@ -16,7 +16,7 @@ from mlflow_bundle._series import sort_series
 from mlflow_bundle.tracking._port import SERIES_SCHEMA
 from mlflow_bundle.tracking.database._connection import Connection
 
-__all__ = ["PointStage"]
+__all__ = ["PointStage", "model_rows_as_held"]
 
 _POINTS: Final = "mlflow_bundle_points"
 _LATEST: Final = "mlflow_bundle_latest"
@@ -157,6 +157,33 @@ class PointStage:
             for name in (_POINTS, _LATEST):
                 self.connection.run(f"DROP TABLE IF EXISTS {name}")
             self._used = False
+
+
+def model_rows_as_held(rows: pa.Table, *, sqlite: bool) -> tuple[pa.Table, list[str], int]:
+    """The metric rows of a logged model as a database holds them, what that alters, and how many it has no place for.
+
+    There is one row for each key, step, timestamp and run. SQLite has NULL for NaN, at which a server fails: it gets the 0 that
+    MLflow itself writes.
+    """
+    key = [rows.column(name) for name in ("key", "step", "timestamp", "run_id")]
+    repeated = np.zeros(rows.num_rows, dtype=bool)
+    if rows.num_rows > 1:
+        repeated[1:] = True
+        for column in key:
+            repeated[1:] &= pc.equal(column[1:], column[:-1]).to_numpy()
+    same = np.zeros_like(repeated)
+    others = rows.drop_columns(["key", "step", "timestamp", "run_id"])
+    for place in np.flatnonzero(repeated).tolist():
+        same[place] = repr(others.slice(place, 1).to_pylist()) == repr(others.slice(place - 1, 1).to_pylist())
+    held, notes = rows.filter(pa.array(~repeated)) if repeated.any() else rows, []
+    if same.any():
+        notes.append(f"{int(same.sum())} metric rows that repeat another one exactly are kept once")
+    value = held.column("value")
+    nan = pc.is_nan(value)
+    if sqlite and pc.any(nan).as_py():
+        notes.append(f"{pc.sum(nan).as_py()} metric values that are not a number are 0 in SQLite, as MLflow writes them")
+        held = held.set_column(held.column_names.index("value"), held.schema.field("value"), pc.if_else(nan, 0.0, value))
+    return held, notes, int(repeated.sum() - same.sum())
 
 
 def _repeats(table: pa.Table) -> Mask:

@@ -212,6 +212,7 @@ class EvaluationWriter:
         if not missing:
             result.action = "there"
         highest = max(there, default=0)
+        gaps = []
         for version in missing:
             if version.scorer_version <= highest:
                 message = f"version {version.scorer_version} cannot be registered after version {highest}"
@@ -226,8 +227,11 @@ class EvaluationWriter:
                 }
                 highest = int(self._server.post("scorers/register", body, api=API3)["version"])
                 if highest < version.scorer_version:
-                    gap = {"experiment_id": experiment, "name": scorer.scorer_name, "version": highest}
-                    self._server.post("scorers/delete", gap, method="DELETE", api=API3)
+                    gaps.append(highest)
+        # Only now: a server counts on from the highest version that it has, and would give a deleted number again.
+        for gap in gaps:
+            body = {"experiment_id": experiment, "name": scorer.scorer_name, "version": gap}
+            self._server.post("scorers/delete", body, method="DELETE", api=API3)
         found = self._scorer_versions(experiment, scorer.scorer_name)
         for version in scorer.versions:
             text = found.get(version.scorer_version, {}).get("serialized_scorer")
