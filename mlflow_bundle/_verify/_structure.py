@@ -211,7 +211,7 @@ def _check_there(objects: Objects, ref: ObjectRef, findings: Findings) -> None:
 def check_extras(objects: Objects, listed: Collection[str] | None, findings: Findings, *, deep: bool) -> None:
     """Note files that no snapshot needs. ``listed``: all that some snapshot lists, None when nobody knows. ``deep``: compare
     the bytes of objects that no snapshot lists with their names."""
-    known = {_layout.MARKER, _layout.README}
+    known = {_layout.MARKER, _layout.README, _layout.MIMETYPE_ENTRY}
     for path, size in objects.listing.items():
         if path in known or path.startswith(f"{_layout.STAGING}/") or _layout.snapshot_stem(path) is not None:
             continue

@@ -8,10 +8,12 @@ from typing import Any, Final
 
 import click
 
-from mlflow_bundle._bundle import open_bundle
+from mlflow_bundle._bundle import Bundle, open_bundle
+from mlflow_bundle.cli._kinds import KIND_NAMES, entity_entries, print_entities
 from mlflow_bundle.cli._options import bundle_argument, common, options_of, pass_state, snapshot_option, storage_option
 from mlflow_bundle.cli._output import State, bytes_text, clean, plain, table, time_text
 from mlflow_bundle.cli._paths import ARTIFACTS, Catalog, FileEntry, Place, Row
+from mlflow_bundle.errors import UsageError
 
 __all__ = ["ls"]
 
@@ -22,19 +24,35 @@ _SHORT_ID: Final = 8
 @click.command()
 @bundle_argument
 @click.argument("path", metavar="[PATH]", default="")
+@click.option("--kind", type=click.Choice(KIND_NAMES), help="The entities of a kind instead, for example trace.")
 @click.option("-l", "--long", is_flag=True, help="States, times (UTC), counts and sizes too.")
 @snapshot_option
 @storage_option
 @common
 @pass_state
-def ls(state: State, bundle: str, path: str, *, long: bool, snapshot: str | None, storage_option: Sequence[str]) -> None:
-    """List experiments, the runs of one, or the files of a run.
+def ls(
+    state: State,
+    /,
+    bundle: str,
+    path: str,
+    *,
+    kind: str | None,
+    long: bool,
+    snapshot: str | None,
+    storage_option: Sequence[str],
+) -> None:
+    """List experiments, the runs of one, or the files of a run; with --kind all entities of that kind.
 
     PATH is EXPERIMENT, EXPERIMENT/RUN, or EXPERIMENT/RUN/artifacts/FOLDER. EXPERIMENT is a name or id. RUN is an id, the first
     characters of one (4 at least), or a name that only one run has; it may stand without its experiment. In names with a "/",
     the longest name that fits is taken; an id always works.
     """
     with open_bundle(bundle, snapshot=snapshot, storage_options=options_of(storage_option)) as archive:
+        if kind is not None:
+            if path:
+                raise UsageError("--kind lists the whole snapshot, and takes no PATH")
+            _list_kind(state, archive, kind, long)
+            return
         catalog = Catalog(archive)
         place = catalog.find(path)
         entries = _entries(catalog, place)
@@ -51,6 +69,14 @@ def ls(state: State, bundle: str, path: str, *, long: bool, snapshot: str | None
             return
     show = {"bundle": _experiments, "experiment": _runs}.get(place.kind, _files)
     show(entries, long)
+
+
+def _list_kind(state: State, archive: Bundle, kind: str, long: bool) -> None:
+    entries = entity_entries(archive, kind)
+    if state.json:
+        state.put({"bundle": archive.url, "snapshot": archive.snapshot_id, "kind": kind, "entries": entries})
+    else:
+        print_entities(entries, long)
 
 
 def _entries(catalog: Catalog, place: Place) -> list[dict[str, Any]]:

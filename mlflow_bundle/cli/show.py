@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import click
 
 from mlflow_bundle._bundle import Bundle, open_bundle
+from mlflow_bundle.cli._kinds import entity_document, print_entity
 from mlflow_bundle.cli._options import bundle_argument, common, options_of, pass_state, snapshot_option, storage_option
 from mlflow_bundle.cli._output import State, bytes_text, clean, counts_text, plain, plural, put, table, time_text
 from mlflow_bundle.cli._paths import Catalog, Place, Row
 from mlflow_bundle.cli.log import scope_text
-from mlflow_bundle.errors import UsageError
+from mlflow_bundle.errors import NotFoundError, UsageError
 from mlflow_bundle.records import Experiment, KeyValue
 
 __all__ = ["show"]
@@ -42,28 +43,32 @@ _LISTS: Final = frozenset({"params", "tags", "inputs"})
 @common
 @pass_state
 def show(state: State, bundle: str, id: str, *, snapshot: str | None, storage_option: Sequence[str]) -> None:  # noqa: A002
-    """Show a snapshot, or one experiment or run of it.
+    """Show a snapshot, or one experiment, run or other entity of it.
 
     Without ID: what the snapshot holds, where it comes from, its digests, problems and notes. ID is the name or id of an
-    experiment, the id of a run or its first characters (4 at least), or EXPERIMENT/RUN as in `ls`.
+    experiment, the id of a run or its first characters (4 at least), EXPERIMENT/RUN as in `ls`, or the id of any other entity
+    as `ls --kind` lists it: a trace, a logged model, MODEL, MODEL/VERSION, ...
     """
     with open_bundle(bundle, snapshot=snapshot, storage_options=options_of(storage_option)) as archive:
-        if not id:
-            document = _snapshot(archive)
-            lines = _print_snapshot
-        else:
-            catalog = Catalog(archive)
-            place = catalog.find(id)
-            if place.kind not in ("experiment", "run"):
-                raise UsageError(
-                    f"{id!r} is a {place.kind}, not an experiment or run", hint="`mlflow-bundle cat` prints a file"
-                )
-            document = _run(archive, place) if place.run else _experiment(archive, catalog, place)
-            lines = _print_run if place.run else _print_experiment
+        document, lines = _found(archive, id) if id else (_snapshot(archive), _print_snapshot)
     if state.json:
         state.put(document)
     else:
         lines(document)
+
+
+def _found(archive: Bundle, identity: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], None]]:
+    """An experiment, a run, or else an entity of any other kind, and what prints it."""
+    catalog = Catalog(archive)
+    try:
+        place = catalog.find(identity)
+    except NotFoundError as error:
+        return entity_document(archive, identity, error), print_entity
+    if place.kind not in ("experiment", "run"):
+        raise UsageError(f"{identity!r} is a {place.kind}, not an experiment or run", hint="`mlflow-bundle cat` prints a file")
+    if place.run:
+        return _run(archive, place), _print_run
+    return _experiment(archive, catalog, place), _print_experiment
 
 
 # -- documents --------------------------------------------------------------------------------------------------------
