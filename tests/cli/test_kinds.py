@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
-from click.testing import CliRunner
 
-from mlflow_bundle.cli import _command
+from mlflow_bundle import cli
 from tests.tracking.test_estate import packed
 
 __all__ = ["packed"]
@@ -15,14 +15,18 @@ __all__ = ["packed"]
 pytestmark = pytest.mark.slow
 
 
-def told(*arguments: str) -> str:
-    """What the command writes to stdout."""
-    result = CliRunner().invoke(_command, list(arguments), catch_exceptions=False, standalone_mode=False)
-    assert result.exception is None
-    return result.stdout
+@pytest.fixture
+def told(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """What a command that succeeds writes to stdout."""
+
+    def run(*arguments: str) -> str:
+        assert cli.run(arguments) == 0
+        return capsys.readouterr().out
+
+    return run
 
 
-def test_ls_lists_the_entities_of_a_kind(packed: str) -> None:
+def test_ls_lists_the_entities_of_a_kind(packed: str, told: Callable[..., str]) -> None:
     """Every version is listed by its id, with its state where that is asked for."""
     lines = told("ls", packed, "--kind", "model_version").splitlines()
     assert "churn.v1/10" in {line.split("  ")[0] for line in lines}
@@ -32,7 +36,7 @@ def test_ls_lists_the_entities_of_a_kind(packed: str) -> None:
     )
 
 
-def test_show_tells_everything_of_an_entity(packed: str) -> None:
+def test_show_tells_everything_of_an_entity(packed: str, told: Callable[..., str]) -> None:
     """A trace is shown with its judgements and the number of its spans; a version with its source."""
     entries = json.loads(told("ls", packed, "--kind", "trace", "--json"))["entries"]
     shown = [json.loads(told("show", packed, entry["id"], "--json")) for entry in entries]
