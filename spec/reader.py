@@ -34,9 +34,7 @@ review_queue creation_time_ms queue_id - -; webhook creation_timestamp webhook_i
 gateway_model_definition created_at model_definition_id - -; gateway_endpoint created_at endpoint_id - -
 budget_policy created_at budget_policy_id - -; guardrail created_at guardrail_id - -; mcp_server created_at @name - -
 mcp_server_version created_at @name/version - -; mcp_access_endpoint created_at id - -""".replace("\n", ";").split(";")
-KINDS = {
-    row[0]: (*row[1:3], *([*filter(None, part.strip("-").split(","))] for part in row[3:])) for row in map(str.split, KINDS)
-}
+KINDS = {row[0]: row[1:] for row in map(str.split, KINDS)}
 # 5.2: id of the owner, columns (? may be null)
 PLAIN = {"model_metrics/1": "model_id key step timestamp value? run_id dataset_name? dataset_digest?"}
 PLAIN["spans/1"] = "trace_id span_id parent_span_id? name? type? status start_time_unix_nano end_time_unix_nano? content"
@@ -45,22 +43,6 @@ COUNTED = {"metrics/1": "metric_point", "model_metrics/1": "model_metric_point",
 UNSAFE = re.compile(r"(?is)\.{0,2}|.*\x00.*|[a-z]:.*|(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")  # 10.2
 ERRORS = (LookupError, ValueError, TypeError, OSError, EOFError, RuntimeError)
 ERRORS += (struct.error, zlib.error, zipfile.BadZipFile, zstandard.ZstdError, pa.ArrowException)
-
-
-def store_of(bundle):
-    root = Path(bundle)
-    if root.is_dir():
-        names = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
-    else:  # 3.5
-        root = zipfile.Path(bundle)
-        names = set(root.root.namelist())
-
-    def read(name, start=0, length=-1):
-        with root.joinpath(name).open("rb") as file:
-            file.seek(start)
-            return file.read(length)
-
-    return names, read
 
 
 def sha(data):
@@ -165,7 +147,9 @@ class Check:
     def __init__(self, bundle):
         self.problems, self.records, self.files, self.index, self.listed = [], {}, {}, {}, {}
         self.owned = {schema: {} for schema in COUNTED}
-        self.names, self.read = store_of(bundle)
+        self.root = Path(bundle) if Path(bundle).is_dir() else zipfile.Path(bundle)  # 3.5
+        inside = (path for path in Path(bundle).rglob("*") if path.is_file())
+        self.names = {path.relative_to(bundle).as_posix() for path in inside} or set(self.root.root.namelist())
         self.marker = json.loads(self.read("mlflow-bundle.json"))
         found = sorted((name for name in self.names if SNAPSHOT.fullmatch(name)), reverse=True)  # 6.1
         whole = [name for name in found if sha(self.read(name))[:16] == SNAPSHOT.fullmatch(name)[2]]
@@ -184,6 +168,11 @@ class Check:
         if compact(self.snapshot) != data or (self.snapshot["state"] == "partial") != bool(self.snapshot["problems"]):
             self.problem(self.path, "is not canonical, or its state does not fit its problems")
 
+    def read(self, name, start=0, length=-1):
+        with self.root.joinpath(name).open("rb") as file:
+            file.seek(start)
+            return file.read(length)
+
     def problem(self, where, what):
         self.problems.append(f"{where}: {what}")
 
@@ -200,12 +189,10 @@ class Check:
         for ref in refs:
             self.guarded(ref, lambda data, ref=ref: self.enlist(ref, data))
         takers = {"records": self.take_records} | dict.fromkeys((table[:-2] for table in COUNTED), self.take_rows)
-        for role, take in (takers | {"index": self.take_index}).items():
+        for role, take in (takers | {"index": self.take_index, "views": self.check_view}).items():
             for ref in (ref for ref in self.listed.values() if ref["role"] == role):
                 self.guarded(ref, lambda data, ref=ref, take=take: take(ref, data))
         self.check_roots()
-        for ref in (ref for ref in self.listed.values() if ref["role"] == "views"):
-            self.guarded(ref, lambda data, ref=ref: self.check_view(ref, data))
         for known in sorted({(row[2], row[1]) for listing in self.files.values() for row in listing if row[2]}):
             self.guarded({"path": known[0]}, lambda _, known=known: sum(map(len, self.content(*known))))
         if folder:
@@ -230,7 +217,7 @@ class Check:
             record = json.loads(line)
             if record["kind"] != kind or compact(record) != line:
                 raise ValueError(f"has a line that is not a canonical record of kind {kind}")
-            place, locations = (place_of(kind, record), KINDS[kind][3]) if kind in KINDS else (None, ())
+            place, locations = (place_of(kind, record), KINDS[kind][3].split(",")) if kind in KINDS else (None, ())
             found.append((place, sha(line), sha(compact({k: v for k, v in record.items() if k not in locations}))))
         known = self.records.setdefault(kind, [])
         places = [place for place, *_ in known[-1:] + found if place]
@@ -258,7 +245,11 @@ class Check:
         self.agree(ref, len(rows), None)
 
     def digests(self, kind, name):  # of each table of an entity
-        return [self.owned[table].get((kind, name), (0, sha(NOTHING.get(table, b""))))[1] for table in KINDS[kind][2]]
+        return [
+            self.owned[table].get((kind, name), (0, sha(NOTHING.get(table, b""))))[1]
+            for table in KINDS[kind][2].split(",")
+            if table in COUNTED
+        ]
 
     def check_roots(self):  # 8.5
         said, kinds = self.snapshot["counts"], {}

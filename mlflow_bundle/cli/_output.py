@@ -195,6 +195,8 @@ def counts_text(counts: dict[str, int]) -> str:
     """The counts of a snapshot: ``3 experiments, 1,204 runs, 2.1 million points, 12,040 files``."""
     order = [*_NOUNS, *(kind for kind in counts if kind not in _NOUNS and kind != "file_bytes")]
     told = [kind for kind in order if counts.get(kind) or kind in _ALWAYS]
+    if counts.get("workspace") == 1:  # every server of today has one
+        told.remove("workspace")
     return ", ".join(kind_text(kind, counts.get(kind, 0)) for kind in told)
 
 

@@ -109,8 +109,8 @@ def test_large_counts() -> None:
 
 def test_counts_of_kinds_that_come_later_are_not_hidden() -> None:
     """A kind of entity that this command does not know is counted all the same."""
-    counts = {"experiment": 1, "run": 2, "metric_point": 3, "file": 4, "file_bytes": 5, "trace": 6}
-    assert counts_text(counts) == "1 experiment, 2 runs, 3 points, 4 files, 6 traces"
+    counts = {"experiment": 1, "run": 2, "metric_point": 3, "file": 4, "file_bytes": 5, "later_kind": 6}
+    assert counts_text(counts) == "1 experiment, 2 runs, 3 points, 4 files, 6 later kinds"
 
 
 @pytest.mark.parametrize(

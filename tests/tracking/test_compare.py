@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import UNSET
 
+from mlflow_bundle.entities import ModelInput, ModelOutput
 from mlflow_bundle.records import Dataset, DatasetInput, Experiment, KeyValue, Record, Run
 from mlflow_bundle.tracking._compare import experiment_differences, run_differences
 
@@ -32,6 +33,8 @@ RUN = Run(
     params=(KeyValue(key="lr", value="0.1"), KeyValue(key="empty", value="")),
     tags=(KeyValue(key="note", value="a\nb"),),
     inputs=(DatasetInput(dataset=DATASET, tags=(KeyValue(key="context", value="train"),)),),
+    model_inputs=(ModelInput(model_id="m-1"),),
+    model_outputs=(ModelOutput(model_id="m-2", step=3),),
 )
 EXPERIMENT = Experiment(
     experiment_id="1",

@@ -27,8 +27,17 @@ from mlflow.store.tracking.dbmodels.initial_models import Base as InitialBase
 from msgspec import UNSET
 
 from mlflow_bundle._series import series_digests, sort_series
-from mlflow_bundle.errors import AuthError, BundleError, CorruptError, NotFoundError, ServerError, UnsupportedError, UsageError
-from mlflow_bundle.records import Run, order_key
+from mlflow_bundle.errors import (
+    AuthError,
+    BundleError,
+    CorruptError,
+    NotFoundError,
+    ServerError,
+    StorageError,
+    UnsupportedError,
+    UsageError,
+)
+from mlflow_bundle.records import KINDS, Run, order_key
 from mlflow_bundle.tracking._port import SERIES_SCHEMA, RunQuery
 from mlflow_bundle.tracking.database import _read as _db_read
 from mlflow_bundle.tracking.database._connection import parse_uri
@@ -114,7 +123,7 @@ def test_runs_have_every_column(awkward_database: Awkward, copy: str) -> None:
         "UPDATE runs SET source_type = 'PROJECT', source_name = 'n', entry_point_name = 'e', source_version = 'v', "
         f"deleted_time = 7 WHERE run_uuid = '{named}'",
     )
-    fields = [name for name in Run.__struct_fields__ if name not in {"params", "tags", "inputs"}]
+    fields = [name for name in Run.__struct_fields__ if name in _db_read.RUN_COLUMNS]
     columns = [_db_read.RUN_COLUMNS[name][0] for name in fields]
     expected = {row[0]: list(map(_text_id, fields, row)) for row in rows(copy, f"SELECT {', '.join(columns)} FROM runs")}
     with reading(copy) as source:
@@ -202,7 +211,16 @@ def test_null_columns_are_absent_fields(copy: str) -> None:
         (run,) = source.runs_by_id(["bare"])
         experiment = next(e for e in source.experiments() if e.experiment_id == "900")
     set_fields = {name for name in run.__struct_fields__ if getattr(run, name) is not UNSET}
-    assert set_fields == {"run_id", "experiment_id", "lifecycle_stage", "params", "tags", "inputs"}
+    assert set_fields == {
+        "run_id",
+        "experiment_id",
+        "lifecycle_stage",
+        "params",
+        "tags",
+        "inputs",
+        "model_inputs",
+        "model_outputs",
+    }
     assert (run.inputs[0].dataset.source, run.inputs[0].dataset.schema, run.inputs[0].dataset.profile) == ("", UNSET, UNSET)
     assert (experiment.creation_time, experiment.artifact_location) == (UNSET, UNSET)
 
@@ -470,12 +488,15 @@ def test_a_run_without_a_location_has_no_files(copy: str) -> None:
     with reading(copy) as source:
         store = source.artifacts(source.runs_by_id(["nowhere"])[0])
         assert list(store.walk()) == []
-        with pytest.raises(NotFoundError):
+        with pytest.raises(StorageError):
             store.open("x")
 
 
 # -- schemas --------------------------------------------------------------------------------------------------------------
 
+#: What experiments and runs are made of, and all other kinds, each of which a schema has or is said to lack.
+RUN_TABLES = {"experiments", "experiment_tags", "runs", "datasets", "inputs", "input_tags"}
+OTHER_KINDS = KINDS.keys() - {"experiment", "run"}
 #: The last revision of MLflow 1.30, 2.4, 2.7, 2.8, 2.14, 2.22, 3.0 and one before workspaces.
 REVISIONS = {
     "97727af70f4d": {"experiments.workspace", "datasets", "inputs", "input_tags"},
@@ -557,7 +578,9 @@ def test_every_schema_is_read(revision: str, backend: str, tmp_path: Path, postg
             connection.execute(sqlalchemy.text(statement))
     engine.dispose()
     with reading(uri) as source:
-        assert set(source.description.absent) == REVISIONS[revision]
+        of_runs = {name for name in source.description.absent if name.partition(".")[0] in RUN_TABLES}
+        assert of_runs == REVISIONS[revision]
+        assert set(source.kinds()) | {name for name in source.description.absent if name in KINDS} == OTHER_KINDS
         (experiment,) = source.experiments()
         assert (experiment.experiment_id, experiment.name, experiment.creation_time) == ("3", "old", 5)
         assert experiment.workspace == (UNSET if "experiments.workspace" in REVISIONS[revision] else "default")

@@ -414,13 +414,14 @@ def test_progress_counts_what_was_done(source: Source, tmp_path: Path) -> None:
             totals[self.name] = totals.get(self.name, 0) + inc
 
     report = source.pack(tmp_path / "b", callback=Counter())
-    assert totals == {"runs": 12, "points": 12, "files": 12}
+    assert totals == {"entities": 1, "runs": 12, "points": 12, "files": 12}
     assert report.counts == {
         "experiment": 6,
         "run": 12,
         "metric_point": 12,
         "file": 12,
         "file_bytes": report.counts["file_bytes"],
+        "workspace": 1,
     }
 
 

@@ -160,9 +160,9 @@ def test_reading_a_server_equals_reading_its_database(source: tuple[MlflowServer
         artifacts_destination=server.artifacts_destination,
     )
     with bundle.open(tmp_path / "rest") as rest, bundle.open(tmp_path / "db") as database:
-        assert rest.snapshot.counts == database.snapshot.counts
+        assert {**rest.snapshot.counts, "workspace": 1} == database.snapshot.counts
         assert rest.snapshot.counts["metric_point"] == content.point_count
-        left, right = rest._reader.view("run"), database._view
+        left, right = rest._reader.view("run"), database._reader.view("run")
         for column in ("run_id", "metric_digest", "file_digest", "params", "tags", "latest_metrics", "start_time", "end_time"):
             assert left[column].to_pylist().__repr__() == right[column].to_pylist().__repr__(), column
         hidden = {"deleted_time", "source_type", "source_name", "entry_point_name", "source_version"}
