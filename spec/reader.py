@@ -147,9 +147,9 @@ class Check:
     def __init__(self, bundle):
         self.problems, self.records, self.files, self.index, self.listed = [], {}, {}, {}, {}
         self.owned = {schema: {} for schema in COUNTED}
-        self.root = Path(bundle) if Path(bundle).is_dir() else zipfile.Path(bundle)  # 3.5
+        self.place = Path(bundle) if Path(bundle).is_dir() else zipfile.Path(bundle)  # 3.5
         inside = (path for path in Path(bundle).rglob("*") if path.is_file())
-        self.names = {path.relative_to(bundle).as_posix() for path in inside} or set(self.root.root.namelist())
+        self.names = {path.relative_to(bundle).as_posix() for path in inside} or set(self.place.root.namelist())
         self.marker = json.loads(self.read("mlflow-bundle.json"))
         found = sorted((name for name in self.names if SNAPSHOT.fullmatch(name)), reverse=True)  # 6.1
         whole = [name for name in found if sha(self.read(name))[:16] == SNAPSHOT.fullmatch(name)[2]]
@@ -169,7 +169,7 @@ class Check:
             self.problem(self.path, "is not canonical, or its state does not fit its problems")
 
     def read(self, name, start=0, length=-1):
-        with self.root.joinpath(name).open("rb") as file:
+        with self.place.joinpath(name).open("rb") as file:
             file.seek(start)
             return file.read(length)
 

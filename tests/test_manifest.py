@@ -129,8 +129,8 @@ MARKER = {"format": "mlflow-bundle", "layout": 1, "bundle_id": "b", "hash": "sha
         ({"layout": 0}, UnsupportedError, "layout 0"),
         ({"requires": {"read": ["chunks/1", "x"]}}, UnsupportedError, "chunks/1, x"),
         ({"hash": "blake3"}, UnsupportedError, "'blake3'"),
-        ({"layout": "1"}, CorruptError, "mlflow-bundle.json"),
-        ({"bundle_id": None}, CorruptError, "mlflow-bundle.json"),
+        ({"layout": "1"}, BundleNotFoundError, "mlflow-bundle.json"),
+        ({"bundle_id": None}, BundleNotFoundError, "mlflow-bundle.json"),
     ],
 )
 def test_other_markers_are_refused(
@@ -144,12 +144,13 @@ def test_other_markers_are_refused(
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"format": "mlflow-bundle"', "\0" * 100])
-def test_a_torn_marker_is_corrupt(storage: Storage, folder: Path, text: str) -> None:
-    """A marker that is no JSON document raises ``CorruptError`` and is not replaced."""
+def test_a_torn_marker_makes_no_bundle(storage: Storage, folder: Path, text: str) -> None:
+    """Where the marker is no JSON document there is no bundle (3.1 of the specification); it is not replaced."""
     (folder / "mlflow-bundle.json").write_text(text)
     for use in (read_marker, ensure_marker):
-        with pytest.raises(CorruptError):
+        with pytest.raises(BundleNotFoundError) as caught:
             use(storage)
+        assert caught.value.code == "E010"
     assert (folder / "mlflow-bundle.json").read_text() == text
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,7 +26,7 @@ from mlflow_bundle._storage._backend import Staged
 from mlflow_bundle._storage._local import LocalStorage
 from mlflow_bundle._table_specs import TABLES
 from mlflow_bundle.entities import LoggedModel, ModelVersion, Trace
-from mlflow_bundle.errors import BundleError
+from mlflow_bundle.errors import BundleError, LimitError
 from mlflow_bundle.records import KINDS, Experiment, KeyValue, Problem, Run, record_id
 from tests.building import (
     PLAIN,
@@ -399,3 +400,13 @@ def test_a_pack_that_gives_up_leaves_no_temporary_files(storage: Storage, tmp_pa
     assert not (tmp_path / "bundle" / ".staging").exists()
     for path in storage.list("objects"):
         assert hex_of(storage.read(path)) == _layout.object_hex(path)
+
+
+def test_a_number_beyond_what_json_can_hold_is_refused(tmp_path: Path) -> None:
+    """A run with a start in nanoseconds is named and nothing of it is kept; the greatest integer is fine, as is any text."""
+    storage = open_storage(tmp_path / "b", create=True)
+    with closing(storage), closing(Packer(storage, ensure_marker(storage))) as packer:
+        packer.add(Run(run_id="a", experiment_id="1", start_time=2**53 - 2, run_name="12345678901234567890"))
+        with pytest.raises(LimitError, match=rf"run b has the number {2**53}") as caught:
+            packer.add(Run(run_id="b", experiment_id="1", start_time=2**53))
+        assert caught.value.code == "number-too-large"

@@ -48,7 +48,8 @@ PARAMETERS = {
     "allow_partial full storage_options artifacts_destination artifact_storage_options jobs callback targets limits",
     "verify": "url level subset snapshot all_snapshots storage_options limits",
     "unpack": "bundle tracking_uri experiment run filter since until lifecycle descendants model prompt logged_model rename "
-    "workspace online_scoring snapshot dry_run allow_partial artifact_root artifacts_destination storage_options artifact_storage_options jobs callback limits",
+    "workspace online_scoring snapshot dry_run allow_partial artifact_root artifacts_destination storage_options "
+    "artifact_storage_options jobs callback limits",
 }
 
 BUNDLE_MEMBERS = (

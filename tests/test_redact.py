@@ -83,3 +83,17 @@ def test_text_without_uris_is_untouched(text: str) -> None:
 def test_everything_taken_out_is_counted() -> None:
     """The number of credentials that were taken out is reported, those redacted before not among them."""
     assert redact_bytes(b"x://a:b@c x://a:REDACTED@c http://h/?sig=1&token=2")[1] == 3
+
+
+@pytest.mark.parametrize("uri", ['https://u:se"cret@h', "postgresql://u:pa\\ss@h/db", "mssql://DOM\\user:pw@h"])
+def test_passwords_with_quotes_and_backslashes_are_taken_out(uri: str) -> None:
+    """What JSON escapes in a password does not save it, in plain text and in a record."""
+    clean = uri.rpartition(":")[0] + ":" + REDACTED + uri[uri.rindex("@") :]
+    assert redact_uri(uri) == clean
+    assert redact_bytes(encode({"uri": uri})) == (encode({"uri": clean}), 1)
+
+
+@pytest.mark.parametrize("text", ['{"url":"http://h:8080","mail":"a@b.c"}', '["http://h:80\\nfoo@bar"]', 'x="http://h:80">a@b'])
+def test_texts_inside_of_texts_are_no_passwords(text: str) -> None:
+    """JSON and markup in a text may have a port and, behind its end, an address."""
+    assert redact_uri(text) == text

@@ -116,3 +116,26 @@ def test_latest_points_come_by_owner(points: list[Point], stops: list[int], size
         taken += len(found)
     assert taken == len(rows)
     spool.close()
+
+
+@pytest.mark.parametrize(
+    ("values", "latest"),
+    [
+        ([5.0, math.nan, math.nan], 5.0),
+        ([-1.0, math.nan], math.nan),
+        ([-math.nan, -1.0], -math.nan),
+        ([-math.nan, 2.0], 2.0),
+        ([-0.0, 0.0, math.nan], math.nan),
+    ],
+)
+def test_of_points_that_tie_the_greatest_is_the_latest(values: list[float], latest: float) -> None:
+    """A NaN counts as zero, whatever its sign and however many there are; of equal values the last in table order is taken."""
+    columns = {
+        "owner": [0] * len(values),
+        "key": ["k"] * len(values),
+        "step": [1] * len(values),
+        "timestamp": [2] * len(values),
+    }
+    table = pa.table({**columns, "value": values})
+    (found,) = latest_points(table).column("value").to_pylist()
+    assert struct.pack("<d", found) == struct.pack("<d", latest)

@@ -44,7 +44,7 @@ CODES: Final[Mapping[str, Code]] = MappingProxyType(
             ("E043", "page-checksum", "A page of a table object does not match its checksum."),
             ("E044", "table-summary", "The rows or the content digest of a table object are not what the snapshot says."),
             ("E045", "points-order", "The rows of an owner are out of order."),
-            ("E046", "owner-unknown", "Rows of a table belong to an entity without a record, or name another experiment than it."),
+            ("E046", "owner-unknown", "Rows of a table belong to an entity without a record, or name another experiment."),
             ("E047", "files-order", "The files of an owner are out of order, or one path is listed twice."),
             ("E048", "file-row", "A file has an unknown state, a content that does not fit its state, or an impossible size."),
             ("E050", "content", "A content does not have the SHA-256 or the size that the index and the files table say."),

@@ -85,7 +85,7 @@ class Bench:
     @cached_property
     def source(self) -> MlflowServer:
         """The server on ``source_path``."""
-        return self._serve(self.source_path, self.source_artifacts)
+        return self.serve(self.source_path, self.source_artifacts)
 
     @property
     def source_artifacts(self) -> Path:
@@ -102,9 +102,10 @@ class Bench:
     @cached_property
     def target(self) -> MlflowServer:
         """A second server, which everybody imports into; of the same configuration."""
-        return self._serve(self.target_path, self.target_path.parent / "artifacts")
+        return self.serve(self.target_path, self.target_path.parent / "artifacts")
 
-    def _serve(self, path: Path, artifacts: Path) -> MlflowServer:
+    def serve(self, path: Path, artifacts: Path) -> MlflowServer:
+        """Start a server on a database. It runs until the end."""
         self.say(f"starting mlflow server with {self._workers} workers on {path}")
         return self._servers(backend_store_uri=f"sqlite:///{path}", artifacts_destination=str(artifacts), workers=self._workers)
 

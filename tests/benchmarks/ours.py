@@ -15,8 +15,8 @@ Work = Callable[[], dict[str, Any]]
 
 def _load(uri: str, way: str) -> None:
     """Import what the work will need. Only the REST road needs MLflow, so only that one pays for its memory."""
-    road = "rest" if uri.startswith("http") else "db"
-    importlib.import_module(f"mlflow_bundle.tracking._{road}_{way}")
+    road = "rest" if uri.startswith("http") else "database"
+    importlib.import_module(f"mlflow_bundle.tracking.{road}._{way}")
     if road == "rest":
         importlib.import_module("mlflow")
 
@@ -29,6 +29,7 @@ def pack(**options: Any) -> Work:
     def work() -> dict[str, Any]:
         report = function(**options)
         return {
+            "counts": dict(report.counts),
             "points": report.counts["metric_point"],
             "runs": report.counts["run"],
             "file_bytes": report.counts["file_bytes"],
@@ -48,6 +49,7 @@ def unpack(**options: Any) -> Work:
     def work() -> dict[str, Any]:
         report = function(**options)
         assert not report.problems, report.problems[:3]
-        return {"points": report.metric_points, "runs": report.runs_restored}
+        restored = {outcome.kind: outcome.restored for outcome in report.entities}
+        return {"points": report.metric_points, "runs": report.runs_restored, "restored": restored}
 
     return work

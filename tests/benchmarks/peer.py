@@ -37,6 +37,10 @@ class Peer:
         taken = self._run("export-experiment", "--experiment", experiment, "--output-dir", str(folder), *chosen, url=url)
         return taken - self.start
 
+    def export_models(self, url: str, folder: Path) -> float:
+        """Export all registered models with their versions and the runs of these. Returns seconds."""
+        return self._run("export-models", "--models", "all", "--output-dir", str(folder), url=url) - self.start
+
     def import_(self, url: str, folder: Path, name: str) -> float:
         """Import what ``export`` wrote as the experiment ``name``. Returns seconds."""
         return self._run("import-experiment", "--experiment-name", name, "--input-dir", str(folder), url=url) - self.start

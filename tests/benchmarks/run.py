@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-from tests.benchmarks import in_bundle, over_rest, with_database
+from tests.benchmarks import entities, in_bundle, over_rest, with_database
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.measure import Row
 
@@ -24,6 +24,9 @@ ROWS: Final[Mapping[str, Callable[[Bench], list[Row]]]] = {
     "sqlite": with_database.pack_database,
     "unpack-rest": over_rest.unpack_long,
     "unpack-sqlite": with_database.unpack_database,
+    "registry": entities.registry,
+    "traces": entities.traces,
+    "datasets": entities.datasets,
     "bytes": in_bundle.bytes_a_point,
     "again": with_database.pack_again,
     "files": in_bundle.files,

@@ -91,7 +91,7 @@ def _unpack(bench: Bench, room: Path, content: Content, peer: Taken) -> Row:
         return do("ours.unpack", bundle=room / "b", tracking_uri=f"sqlite:///{target}")
 
     (done,) = alternate(3, ours)
-    assert done.answer == {"points": content.points, "runs": content.runs}
+    assert (done.answer["points"], done.answer["runs"]) == (content.points, content.runs)
     ratio = content.points / done.seconds / peer.rate
     return Row(
         f"unpack into SQLite, {content}",

@@ -20,8 +20,9 @@ from mlflow.entities import ViewType
 from msgspec import UNSET
 
 from mlflow_bundle._series import series_digests, sort_series
-from mlflow_bundle.errors import CorruptError, ServerError
+from mlflow_bundle.errors import CorruptError, ServerError, UsageError
 from mlflow_bundle.records import Dataset, DatasetInput, Experiment, KeyValue, Run
+from mlflow_bundle.tracking._connect import connect_target
 from mlflow_bundle.tracking._port import SERIES_SCHEMA, SOURCE_TAG_PREFIX, PlannedRun, RunQuery, RunResult, TargetExperiment
 from mlflow_bundle.tracking.rest import _restore as _rest_restore
 from mlflow_bundle.tracking.rest._limits import Limits
@@ -623,3 +624,9 @@ def test_a_dataset_that_the_target_has_differently_is_a_problem(target: RestTarg
     results = [restore(target, [run], place)[0] for run in runs]
     assert results[0].problems == []
     assert "'d'" in results[1].problems[0].message
+
+
+def test_a_workspace_is_refused_for_a_server() -> None:
+    """A workspace, which only a database can be told, is an error for a server before anything is asked or written."""
+    with pytest.raises(UsageError, match="workspace"):
+        connect_target("http://127.0.0.1:9", bundle_id="b", workspace="team")

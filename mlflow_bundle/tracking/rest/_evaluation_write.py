@@ -230,8 +230,8 @@ class EvaluationWriter:
                     gaps.append(highest)
         # Only now: a server counts on from the highest version that it has, and would give a deleted number again.
         for gap in gaps:
-            body = {"experiment_id": experiment, "name": scorer.scorer_name, "version": gap}
-            self._server.post("scorers/delete", body, method="DELETE", api=API3)
+            made = {"experiment_id": experiment, "name": scorer.scorer_name, "version": gap}
+            self._server.post("scorers/delete", made, method="DELETE", api=API3)
         found = self._scorer_versions(experiment, scorer.scorer_name)
         for version in scorer.versions:
             text = found.get(version.scorer_version, {}).get("serialized_scorer")
