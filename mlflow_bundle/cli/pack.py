@@ -18,7 +18,7 @@ from mlflow_bundle.cli._options import (
     storage_option,
     tracking_option,
 )
-from mlflow_bundle.cli._output import State, bytes_text, clean, counts_text, plain, plural, problem_lines, put, say
+from mlflow_bundle.cli._output import State, bytes_text, clean, counts_text, kind_text, plain, plural, problem_lines, put, say
 from mlflow_bundle.cli._progress import progress
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ __all__ = ["pack"]
 @common
 @pass_state
 def pack(state: State, /, bundle: str, *, dry_run: bool, allow_partial: bool, full: bool, **options: Any) -> int:
-    """Archive experiments and runs as one more snapshot of BUNDLE.
+    """Archive what MLflow holds, or a selection of it, as one more snapshot of BUNDLE.
 
     BUNDLE is a folder, a URL such as s3://bucket/name, or one file NAME.mlbundle.zip. Without a selection everything is packed.
     Packing into the same bundle again writes only what is new. When something cannot be read, nothing is committed (exit code
@@ -100,7 +100,8 @@ def _summarize(report: PackReport) -> None:
 def _dry_run(state: State, options: dict[str, Any], artifact_options: dict[str, Any] | None) -> int:
     """Select at the source, and count."""
     from mlflow_bundle.tracking._connect import connect_source, resolve_tracking_uri  # noqa: PLC0415
-    from mlflow_bundle.tracking._select import Selection, select  # noqa: PLC0415
+    from mlflow_bundle.tracking._gather import collect  # noqa: PLC0415
+    from mlflow_bundle.tracking._select import Selection  # noqa: PLC0415
 
     uri = resolve_tracking_uri(options.pop("tracking_uri"))
     reach = {name: options.pop(name) for name in ("artifacts_destination", "jobs")}
@@ -108,20 +109,23 @@ def _dry_run(state: State, options: dict[str, Any], artifact_options: dict[str, 
         closing(connect_source(uri, artifact_storage_options=artifact_options, **reach)) as source,
         progress(state, "selecting"),
     ):
-        selected = select(source, Selection.of(**options))
-        runs = dict.fromkeys((experiment.experiment_id for experiment in selected.experiments), 0)
-        for run in selected.runs:
-            runs[run.experiment_id] += 1
+        found = collect(source, Selection.of(**options))
+        with closing(found.gathered):
+            experiments = found.experiments()
+            runs = dict.fromkeys((experiment.experiment_id for experiment in experiments), 0)
+            for run in found.selected.runs:
+                runs[run.experiment_id] = runs.get(run.experiment_id, 0) + 1
+            others = {kind: found.gathered.counts[kind] for kind in found.gathered.kinds()}
         where = source.description.uri
     if state.json:
-        experiments = [
-            {"experiment_id": e.experiment_id, "name": e.name, "runs": runs[e.experiment_id]} for e in selected.experiments
-        ]
-        counts = {"experiment": len(experiments), "run": sum(runs.values())}
-        state.put({"dry_run": True, "source": where, "counts": counts, "experiments": experiments})
+        listed = [{"experiment_id": e.experiment_id, "name": e.name, "runs": runs[e.experiment_id]} for e in experiments]
+        counts = {"experiment": len(listed), "run": sum(runs.values()), **others}
+        state.put({"dry_run": True, "source": where, "counts": counts, "experiments": listed})
         return 0
-    for experiment in selected.experiments:
+    for experiment in experiments:
         put(f"{clean(experiment.name)}: {plural(runs[experiment.experiment_id], 'run')}")
+    for kind, count in others.items():
+        put(kind_text(kind, count))
     packed = f"{plural(len(runs), 'experiment')}, {plural(sum(runs.values()), 'run')}"
     say(f"would pack {packed} of {clean(where)}; nothing was written")
     return 0

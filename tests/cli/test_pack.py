@@ -65,7 +65,7 @@ def test_dry_run(command: Command, archived: Archived, tmp_path: Path) -> None:
     assert (done.code, done.out) == (0, "a: 1 run\na/b: 1 run\n")
     assert "would pack 2 experiments, 2 runs" in done.err
     report = json.loads(command("pack", tmp_path / "b", "--tracking-uri", archived.uri, "--dry-run", "--json").out)
-    assert report["counts"] == {"experiment": 6, "run": 8}
+    assert report["counts"] == {"experiment": 6, "run": 8, "workspace": 1}
     assert list(tmp_path.iterdir()) == []
 
 
