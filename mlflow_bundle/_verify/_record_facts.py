@@ -146,11 +146,11 @@ class _Lines:
             return facts
         record = decode_record(line, kind, name=path, limits=self._limits)
         self._in_order(order_key(record))
-        facts |= {"id": record_id(record), "experiment_id": getattr(record, "experiment_id", None)}
+        facts |= {"id": record_id(record), "experiment_id": _repeated(getattr(record, "experiment_id", None))}
         if isinstance(record, Run):
             facts["shown"] = _shown([_repeated(getattr(record, name)) for name in _REPEATED])
         else:
-            facts["name"] = getattr(record, "name", None)
+            facts["name"] = _repeated(getattr(record, "name", None))
         return facts
 
     def _in_order(self, key: OrderKey) -> None:

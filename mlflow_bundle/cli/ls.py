@@ -24,7 +24,7 @@ _SHORT_ID: Final = 8
 @click.command()
 @bundle_argument
 @click.argument("path", metavar="[PATH]", default="")
-@click.option("--kind", type=click.Choice(KIND_NAMES), help="The entities of a kind instead, for example trace.")
+@click.option("--kind", metavar="KIND", type=click.Choice(KIND_NAMES), help=f"The entities of a kind: {', '.join(KIND_NAMES)}.")
 @click.option("-l", "--long", is_flag=True, help="States, times (UTC), counts and sizes too.")
 @snapshot_option
 @storage_option
