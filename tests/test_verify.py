@@ -440,7 +440,7 @@ def test_a_parquet_bomb_costs_little() -> None:
     with pytest.raises(LimitError) as raised:
         file_facts("x", file, Findings(), DEFAULT_LIMITS)
     assert raised.value.code == "E094"
-    assert pa.default_memory_pool().max_memory() - before < 200 << 20
+    assert pa.default_memory_pool().max_memory() - before <= 260 << 20
 
 
 def test_a_bomb_in_a_map() -> None:

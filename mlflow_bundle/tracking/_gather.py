@@ -38,6 +38,8 @@ class Gathered:
         self.wanted: dict[str, set[str]] = defaultdict(set)
         self.counts: dict[str, int] = defaultdict(int)
         self._models: set[str] = set()
+        #: Whether the logged models that runs name come along; not where models themselves were selected.
+        self.follows_runs = True
 
     def take(self, kind: str, batches: Iterable[Sequence[Record]], progress: Callable[[int], object] = lambda _: None) -> None:
         """Keep the records of one kind, which come in archive order."""
@@ -66,7 +68,7 @@ class Gathered:
 
     def fetch_models(self, source: MlflowSource) -> None:
         """Read the logged models that runs name and that were not listed: deleted ones, or newer than the list."""
-        missing = tuple(sorted(self.wanted["logged_model"]))
+        missing = tuple(sorted(self.wanted["logged_model"])) if self.follows_runs else ()
         if missing and "logged_model" in source.kinds():
             for batch in source.entities("logged_model", EntityQuery(ids=missing)):
                 for record in batch:
@@ -137,6 +139,7 @@ def collect(source: MlflowSource, selection: Selection, *, progress: Callable[[i
         needed=needed,
         progress=progress,
     )
+    gathered.follows_runs = not selection.only_models
     return Collected(selected, gathered)
 
 
