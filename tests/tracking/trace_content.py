@@ -108,13 +108,17 @@ def make_traces(url: str, *, prefix: str = "") -> TraceContent:
 
 
 def _by_api(url: str, experiment: str, *, big: bool) -> str:
-    """A trace as a program makes it; one with an integer beyond 64 bits is stored as a file."""
+    """A trace as a program makes it. With an integer beyond 64 bits in every span, none can be sent and all become a file.
+
+    In every span, for MLflow sends spans in batches by the clock: with it in one only, the others may get through.
+    """
+    number = 2**70 if big else 7
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(url)
     mlflow.set_experiment(experiment_id=experiment)
     try:
         with mlflow.start_span("root ü", span_type="AGENT") as root:
-            root.set_inputs({"q": "héllo 😀", "f": 1.5e-7, "nan": float("nan"), "n": 2**70 if big else 7})
+            root.set_inputs({"q": "héllo 😀", "f": 1.5e-7, "nan": float("nan"), "n": number})
             values = {"i": 5, "big": 2**62, "b": True, "none": None, "f": 1e22, "e": "", "l": [1, "a", None, {"x": 1.0}]}
             texts = {"json": '{"a":1}', "number": "123", "text": '"q"', "line": "a\nb\tc"}
             for key, value in {**values, **texts}.items():
@@ -122,13 +126,14 @@ def _by_api(url: str, experiment: str, *, big: bool) -> str:
             root.add_event(mlflow.entities.SpanEvent("ev", attributes={"k": "v", "i": 3, "f": 2.0, "l": ["a", "b"]}))
             with mlflow.start_span("child", span_type="LLM") as child:
                 child.set_inputs([{"role": "user", "content": "x"}])
-                child.set_outputs({"r": [1, 2]})
+                child.set_outputs({"r": [1, 2, number]})
                 child.set_attribute("mlflow.chat.tokenUsage", {"input_tokens": 3, "output_tokens": 4, "total_tokens": 7})
                 child.set_attribute("mlflow.llm.model", "a-model")
                 child.add_link(mlflow.entities.Link(trace_id="tr-" + "12" * 16, span_id="34" * 8, attributes={"why": "so"}))
             metadata = {"mlflow.trace.session": "session-1", "mlflow.trace.user": "me"}
             mlflow.update_current_trace(tags={"line": "v\nw"}, metadata=metadata, client_request_id="request-1")
             with mlflow.start_span("bad") as bad:
+                bad.set_attribute("number", number)
                 bad.set_status("ERROR")
                 bad.record_exception(ValueError("boom"))
             root.set_outputs("bye")

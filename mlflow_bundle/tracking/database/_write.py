@@ -215,11 +215,19 @@ class DatabaseTarget:
             "creation_time": experiment.creation_time,
             "last_update_time": experiment.last_update_time,
         }
+        self._add_workspace()
         append_experiment(self._db, row)
         append_experiment_tags(self._db, experiment_id, tags)
         if not self._uri.is_sqlite:
             self._db.run(_MOVE_SEQUENCE)
         self._db.commit()
+
+    def _add_workspace(self) -> None:
+        """Make the workspace that everything goes to, where it does not exist: a server shows nothing of an unknown one."""
+        name = literal(self._workspace)
+        self._db.run(
+            f"INSERT INTO workspaces (name) SELECT {name} WHERE NOT EXISTS (SELECT 1 FROM workspaces WHERE name = {name})"
+        )
 
     def _merge(self, experiment: Experiment, tags: Iterable[KeyValue], existing: TargetExperiment) -> None:
         """Add the tags that are missing. What is there stays, and a note says where it differs."""
@@ -438,6 +446,8 @@ class DatabaseTarget:
         with self._lock:
             self._settle()
         with self._lock, self._rolled_back():
+            self._add_workspace()
+            self._db.commit()
             return self._entities.restore(kind, planned, ids, open_blob, options)
 
     def link_runs(self, runs: Sequence[tuple[Run, str]], ids: IdMap) -> list[EntityResult]:  # noqa: ARG002
