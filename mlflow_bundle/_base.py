@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 from mlflow_bundle import _layout
 from mlflow_bundle._limits import DEFAULT_LIMITS, Limits
 from mlflow_bundle._manifest import Committed, objects_of, read_verified
+from mlflow_bundle._row_groups import checked_table
 from mlflow_bundle._spool import LATEST_SCHEMA
 from mlflow_bundle._storage import Storage
 from mlflow_bundle._table_specs import TABLES, TableSpec
-from mlflow_bundle._tables import open_table
 from mlflow_bundle._views import ENTITY_VIEW, RUNS_VIEW
 from mlflow_bundle.records import KINDS, ObjectRef
 
@@ -76,7 +76,7 @@ class Base:
         tables = [spec.schema.empty_table().select(list(columns))]
         for ref in refs:
             data = read_verified(self._storage, ref.path, limit=self._limits.table_bytes)
-            tables.append(open_table(pa.BufferReader(data), spec, name=ref.path).read(columns=columns))
+            tables.append(checked_table(data, spec, name=ref.path, limits=self._limits, columns=columns))
         return pa.concat_tables(tables).combine_chunks()
 
     def _note_files(self, kind: str) -> None:
@@ -126,7 +126,7 @@ class Base:
         known = self._files.get(path)
         if known is None:
             data = read_verified(self._storage, path, limit=self._limits.table_bytes)
-            known = open_table(pa.BufferReader(data), TABLES[_FILES], name=path).read()
+            known = checked_table(data, TABLES[_FILES], name=path, limits=self._limits)
             self._files = {path: known}
         return {
             row["path"]: (row["size"], row["sha256"], row["stamp"])

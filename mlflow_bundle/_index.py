@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from mlflow_bundle import _layout
 from mlflow_bundle._limits import Limits, Targets
 from mlflow_bundle._manifest import read_verified
+from mlflow_bundle._row_groups import checked_table
 from mlflow_bundle._storage import Storage
 from mlflow_bundle._table_specs import TABLES
 from mlflow_bundle._tables import TableWriter, open_table
@@ -84,7 +85,7 @@ class PackBuilder:
 def read_index(storage: Storage, ref: ObjectRef, limits: Limits) -> pa.Table:
     """The rows of an index part, checked against its digest."""
     data = read_verified(storage, ref.path, limit=limits.table_bytes)
-    return open_table(pa.BufferReader(data), INDEX_SPEC, name=ref.path).read()
+    return checked_table(data, INDEX_SPEC, name=ref.path, limits=limits)
 
 
 def digest_column(table: pa.Table) -> Digests:

@@ -32,6 +32,7 @@ __all__ = [
     "find_snapshot",
     "load_snapshot",
     "objects_of",
+    "parents",
     "read_marker",
     "read_verified",
     "snapshot_name",
@@ -168,6 +169,13 @@ def snapshots(storage: Storage, *, limits: Limits = DEFAULT_LIMITS) -> Iterator[
                 raise
 
 
+def parents(storage: Storage, *, limits: Limits = DEFAULT_LIMITS) -> Iterator[Committed]:
+    """The snapshots that a new one may continue or build on, newest first: all that this release may write on."""
+    for committed in snapshots(storage, limits=limits):
+        if FEATURES.issuperset(committed.snapshot.requires.write):
+            yield committed
+
+
 def find_snapshot(storage: Storage, wanted: str | None, *, limits: Limits = DEFAULT_LIMITS) -> Committed:
     """The newest snapshot, or the one whose name, hex id or root digest starts with ``wanted``.
 
@@ -224,6 +232,9 @@ def objects_of(storage: Storage, snapshot: Snapshot, *, limits: Limits = DEFAULT
         data = read_verified(storage, listing.path, limit=limits.records_bytes)
         lines = read_lines(data, name=listing.path, limits=limits)
         refs.extend(decode(line, ObjectRef, name=listing.path, limits=limits) for line in lines)
+    for ref in refs:
+        if _layout.object_hex(ref.path) is None or _layout.object_role(ref.path) != ref.role:
+            raise CorruptError(f"{ref.path!r} is not the path of an object of role {ref.role!r}", code="E021")
     return refs
 
 

@@ -14,7 +14,7 @@ from mlflow_bundle._table_specs import TableSpec
 from mlflow_bundle._tables import open_table
 from mlflow_bundle.errors import CorruptError, LimitError
 
-__all__ = ["CheckedTable", "row_groups"]
+__all__ = ["CheckedTable", "checked_table", "row_groups"]
 
 _REPEATED: Final = pa.dictionary(pa.int32(), pa.string())
 Result = TypeVar("Result")
@@ -42,15 +42,25 @@ class CheckedTable:
         if not 0 <= rows <= limit:
             raise LimitError(f"{self._name} has a row group of {rows:,} rows, more than {limit:,}", code="E094")
         names = list(columns or self._spec.schema.names)
+        self._refuse(group, names)
         found = _decoding(self._name, lambda: self._table.read_row_group(group, columns=names, use_threads=False))
         return _decoding(self._name, lambda: self._checked(found, names))
 
-    def _checked(self, found: pa.Table, names: Sequence[str]) -> pa.Table:
-        found.validate(full=True)
-        size = sum(_decoded_size(chunk) for name in names for chunk in found.column(name).chunks)
+    def _refuse(self, group: int, names: Sequence[str]) -> None:
+        """Before anything is decoded: the footer must not announce more bytes than the limit."""
+        described = self._table.metadata.row_group(group)
+        chunks = (described.column(number) for number in range(described.num_columns))
+        size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in names)
+        self._bound(size)
+
+    def _bound(self, size: int) -> None:
         limit = self._limits.row_group_bytes
         if size > limit:
             raise LimitError(f"{self._name} has a row group of {size:,} bytes, more than {limit:,}", code="E094")
+
+    def _checked(self, found: pa.Table, names: Sequence[str]) -> pa.Table:
+        found.validate(full=True)
+        self._bound(sum(_decoded_size(chunk) for name in names for chunk in found.column(name).chunks))
         columns = []
         for field in (self._spec.schema.field(name) for name in names):
             column = found.column(field.name)
@@ -72,6 +82,17 @@ def row_groups(
     table = CheckedTable(file, spec, name=name, limits=limits)
     for group in range(len(table.rows)):
         yield table.read(group, columns)
+
+
+def checked_table(data: bytes, spec: TableSpec, *, name: str, limits: Limits, columns: Sequence[str] | None = None) -> pa.Table:
+    """All rows of a table object with the types of its specification, all columns or these.
+
+    Raises:
+        CorruptError, LimitError: as ``CheckedTable``.
+    """
+    schema = spec.schema if columns is None else pa.schema([spec.schema.field(column) for column in columns])
+    groups = row_groups(pa.BufferReader(data), spec, name=name, limits=limits, columns=columns)
+    return pa.concat_tables([schema.empty_table(), *(group.cast(schema) for group in groups)])
 
 
 def _open(file: Any, metadata: Any) -> pq.ParquetFile:

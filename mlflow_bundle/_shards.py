@@ -11,11 +11,12 @@ import pyarrow as pa
 
 from mlflow_bundle import _layout
 from mlflow_bundle._compact import Digests
+from mlflow_bundle._limits import DEFAULT_LIMITS
 from mlflow_bundle._owners import owner_digests
 from mlflow_bundle._storage import Staged, Storage
 from mlflow_bundle._table_specs import TableSpec
 from mlflow_bundle._tables import TableWriter, open_table
-from mlflow_bundle.errors import StorageError
+from mlflow_bundle.errors import LimitError, StorageError
 from mlflow_bundle.records import ObjectRef
 
 __all__ = ["Cutter", "OwnerRows", "OwnerTable"]
@@ -69,10 +70,11 @@ class OwnerTable:
     object is read back from its staging file before it is put in place. ``refs`` and ``owners`` are complete after ``close``.
     """
 
-    def __init__(self, storage: Storage, spec: TableSpec, cutter: Cutter) -> None:
+    def __init__(self, storage: Storage, spec: TableSpec, cutter: Cutter, *, largest: int = DEFAULT_LIMITS.table_bytes) -> None:
         self._storage = storage
         self._spec = spec
         self._cutter = cutter
+        self._largest = largest
         self._staged: Staged | None = None
         self._writer: TableWriter | None = None
         self._first = 0
@@ -125,6 +127,12 @@ class OwnerTable:
         with self._staged as staged:
             self._writer.close()
             staged.finish()
+            if staged.size > self._largest:
+                raise LimitError(
+                    f"an object of the role {self._spec.role!r} would have {staged.size:,} bytes, more than readers accept: "
+                    "one entity has more rows than an object holds; nothing was committed",
+                    code="E094",
+                )
             path = _layout.object_path(self._spec.role, staged.sha256)
             self._self_check(staged, path)
             new = self._storage.put(staged, path)

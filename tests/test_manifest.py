@@ -20,6 +20,7 @@ from mlflow_bundle._manifest import (
     find_snapshot,
     load_snapshot,
     objects_of,
+    parents,
     read_marker,
     read_verified,
     snapshot_name,
@@ -226,6 +227,30 @@ def test_a_snapshot_of_a_newer_release_is_not_passed_over(storage: Storage, chan
     storage.commit(data, _layout.snapshot_path(snapshot_name(CREATED + 1, data)))
     with pytest.raises(UnsupportedError):
         find_snapshot(storage, None)
+
+
+def test_a_snapshot_with_a_feature_for_writers_is_no_parent(storage: Storage) -> None:
+    """Such a snapshot is read like any other, but a new one is built on the newest that this release may write on."""
+    older = commit_snapshot(storage, snapshot_of(), targets=Targets())
+    data = encode(json.loads(encode(snapshot_of(created_at=CREATED + 1))) | {"requires": {"read": [], "write": ["chunks/1"]}})
+    stem = snapshot_name(CREATED + 1, data)
+    storage.commit(data, _layout.snapshot_path(stem))
+    assert [committed.stem for committed in snapshots(storage)] == [stem, older.stem]
+    assert [committed.stem for committed in parents(storage)] == [older.stem]
+
+
+@pytest.mark.parametrize(
+    ("role", "path"),
+    [("blobs", refs(1)[0].path.replace("blobs", "packs")), ("blobs", "objects/../etc"), ("views", refs(1)[0].path)],
+)
+@pytest.mark.parametrize("inline_bytes", [0, 1 << 20])
+def test_a_reference_outside_its_role_is_refused(storage: Storage, role: str, path: str, inline_bytes: int) -> None:
+    """Nothing is opened where a reference leads elsewhere than to an object of its role, in the document or in a list."""
+    strange = ObjectRef(role=role, path=path, size=1, rows=1)
+    committed = commit_snapshot(storage, snapshot_of(strange), targets=Targets(inline_bytes=inline_bytes))
+    with pytest.raises(CorruptError) as raised:
+        objects_of(storage, committed.snapshot)
+    assert raised.value.code == "E021"
 
 
 def test_a_snapshot_is_chosen_by_any_part_of_its_name(storage: Storage) -> None:

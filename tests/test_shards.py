@@ -23,7 +23,7 @@ from mlflow_bundle._shards import Cutter, OwnerTable
 from mlflow_bundle._storage import Storage, open_storage
 from mlflow_bundle._table_specs import TABLES
 from mlflow_bundle._tables import open_table
-from mlflow_bundle.errors import StorageError
+from mlflow_bundle.errors import LimitError, StorageError
 
 FILES = TABLES["files/1"]
 Owner = tuple[str, int]
@@ -219,6 +219,16 @@ def test_rows_that_are_not_what_was_said_are_refused(tmp_path: Path) -> None:
             table.close()
         assert raised.value.code == "self-check"
         assert storage.list("") == {}
+
+
+def test_an_object_beyond_the_limit_of_readers_is_refused(tmp_path: Path) -> None:
+    """What no reader would open is not written: the error comes before the object."""
+    with local(tmp_path) as storage:
+        table = OwnerTable(storage, FILES, Cutter(10**6), largest=500)
+        with pytest.raises(LimitError) as raised:
+            fill(table, [("a", 50)])
+        assert raised.value.code == "E094"
+        assert list(storage.list("objects")) == []
 
 
 def test_reused_objects_keep_the_numbers_right(tmp_path: Path) -> None:

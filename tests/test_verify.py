@@ -17,6 +17,7 @@ import pytest
 import mlflow_bundle as bundle
 from mlflow_bundle import _layout
 from mlflow_bundle._limits import DEFAULT_LIMITS, Limits
+from mlflow_bundle._row_groups import CheckedTable
 from mlflow_bundle._storage import open_storage
 from mlflow_bundle._table_specs import TABLES
 from mlflow_bundle._unsafe import collisions, why_unsafe
@@ -441,6 +442,18 @@ def test_a_parquet_bomb_costs_little() -> None:
         file_facts("x", file, Findings(), DEFAULT_LIMITS)
     assert raised.value.code == "E094"
     assert pa.default_memory_pool().max_memory() - before <= 260 << 20
+
+
+def test_what_the_footer_announces_is_refused_before_it_is_decoded() -> None:
+    """A row group of plain long strings is refused by what its footer says; only columns that are asked for count."""
+    columns = {**POINT, "key": ["k" * 3_000_000]}
+    table = CheckedTable(parquet("metrics/1", **columns), TABLES["metrics/1"], name="x", limits=Limits(row_group_bytes=1 << 20))
+    before = pa.total_allocated_bytes()
+    with pytest.raises(LimitError) as raised:
+        table.read(0)
+    assert raised.value.code == "E094"
+    assert pa.total_allocated_bytes() == before
+    assert table.read(0, ["step", "value"]).to_pydict() == {"step": [1], "value": [1.0]}
 
 
 def test_a_bomb_in_a_map() -> None:

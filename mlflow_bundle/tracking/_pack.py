@@ -16,7 +16,7 @@ from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 
 from mlflow_bundle._base import Base
 from mlflow_bundle._limits import DEFAULT_LIMITS, WRITER_TARGETS, Limits, Targets
-from mlflow_bundle._manifest import Committed, ensure_marker, snapshots
+from mlflow_bundle._manifest import Committed, ensure_marker, parents, snapshots
 from mlflow_bundle._packer import Packer
 from mlflow_bundle._parallel import prefetch
 from mlflow_bundle._shards import Cutter
@@ -140,8 +140,9 @@ def pack(
         storage = stack.enter_context(closing(open_storage(place, storage_options=storage_options, create=True)))
         marker = ensure_marker(storage)
         parent = _parent(storage, selection.scope(), source, limits)
-        newest = parent or next(snapshots(storage, limits=limits), None)
-        base = None if full or newest is None else Base(storage, newest, limits=limits)
+        newest = next(snapshots(storage, limits=limits), None)
+        known = None if full else parent or next(parents(storage, limits=limits), None)
+        base = None if known is None else Base(storage, known, limits=limits)
         packer = Packer(storage, marker, base=base, targets=targets, limits=limits)
         stack.callback(packer.close)
         work = _Work(source, packer, callback, targets, workers)
@@ -172,7 +173,7 @@ def _default_place(selection: Selection) -> str:
 
 def _parent(storage: Storage, scope: Scope, source: MlflowSource, limits: Limits) -> Committed | None:
     """The newest snapshot of the same scope and source: the history that the new one continues."""
-    for committed in snapshots(storage, limits=limits):
+    for committed in parents(storage, limits=limits):
         if committed.snapshot.scope == scope and committed.snapshot.source.uri == source.description.uri:
             return committed
     return None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, cast
 from uuid import uuid4
 
+from mlflow_bundle._unsafe import why_not_written
 from mlflow_bundle.errors import BundleError, StorageError
 from mlflow_bundle.tracking._port import FileInfo
 from mlflow_bundle.tracking.artifacts._common import (
@@ -99,6 +100,8 @@ class LocalArtifacts:
         Raises:
             StorageError: the path leads outside, it cannot be written, or the content has another size.
         """
+        if os.name == "nt" and (why := why_not_written(path)):
+            raise StorageError(f"{path!r} {why}", code="artifact-name")
         *folders, name = check_path(path).split("/")
         with storage_errors(f"the artifact {path!r} cannot be written to {str(self._root)!r}"):
             folder = self._folder(self._root.joinpath(*folders))
