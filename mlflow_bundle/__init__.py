@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow_bundle.__about__ import __version__
 from mlflow_bundle._bundle import Bundle, verify
 from mlflow_bundle._bundle import open_bundle as open  # noqa: A004 - read as bundle.open
+from mlflow_bundle._diff import Diff
 from mlflow_bundle._limits import Limits, Targets
 from mlflow_bundle._verify._levels import Report as VerifyReport
 from mlflow_bundle.errors import (
@@ -31,7 +32,7 @@ from mlflow_bundle.errors import (
 from mlflow_bundle.records import Experiment, Problem, Run, Snapshot
 
 if TYPE_CHECKING:
-    from mlflow_bundle.tracking import PackReport, UnpackReport, pack, unpack
+    from mlflow_bundle.tracking import PackReport, UnpackReport, diff, pack, unpack
 
 __all__ = [
     "AuthError",
@@ -41,6 +42,7 @@ __all__ = [
     "CannotHoldError",
     "CommitUnknownError",
     "CorruptError",
+    "Diff",
     "Experiment",
     "IncompleteError",
     "LimitError",
@@ -58,13 +60,14 @@ __all__ = [
     "UsageError",
     "VerifyReport",
     "__version__",
+    "diff",
     "open",
     "pack",
     "unpack",
     "verify",
 ]
 
-_TRACKING = frozenset({"PackReport", "UnpackReport", "pack", "unpack"})
+_TRACKING = frozenset({"PackReport", "UnpackReport", "diff", "pack", "unpack"})
 
 
 def __getattr__(name: str) -> Any:

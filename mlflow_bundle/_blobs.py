@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, cast
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ from mlflow_bundle._digests import hex_of
 from mlflow_bundle._index import INDEX_SPEC, Digests, Extent, PackBuilder, digest_column, read_index
 from mlflow_bundle._limits import KIB, MIB, Limits, Targets
 from mlflow_bundle._storage import Staged, Storage
+from mlflow_bundle._storage._backend import RangeFile
 from mlflow_bundle.errors import CorruptError, LimitError, NotFoundError
 from mlflow_bundle.records import ObjectRef
 
@@ -241,18 +242,37 @@ class BlobReader:
         with io.BufferedReader(stream, buffer_size=MIB) as reader:
             yield reader
 
-    def _chunks(self, sha256: str) -> Iterator[bytes]:
-        for extent in self.extents(sha256):
+    def seekable(self, sha256: str) -> BinaryIO:
+        """A content as a file that can be read from anywhere: only what is read is fetched. Reading all of it in order, from
+        the beginning to the end, raises ``CorruptError`` when its SHA-256 is another; parts of it cannot be checked."""
+        return cast("BinaryIO", _Seekable(self._usable(sha256), sha256, self._part))
+
+    def _usable(self, sha256: str) -> list[Extent]:
+        """The parts of a content, where they lie at places that can be."""
+        extents = self.extents(sha256)
+        for extent in extents:
             if _layout.object_hex(extent.object) is None:
                 raise CorruptError(f"the index names {extent.object!r}, which is no object", code="E021")
             if min(extent.offset, extent.length, extent.raw_length) < 0:
                 raise CorruptError(f"the index places content {sha256} at a negative place", code="E051")
+            if extent.codec not in ("deflate", "raw"):
+                raise CorruptError(f"content {sha256} has the unknown codec {extent.codec!r}", code="E051")
+            if extent.codec == "raw" and extent.length != extent.raw_length:
+                raise CorruptError(f"the index gives content {sha256} two lengths", code="E051")
+        return extents
+
+    def _part(self, extent: Extent, start: int, length: int) -> bytes:
+        """A range of an extent, or all of one that is compressed."""
+        if extent.codec == "deflate":
+            return self._inflate(extent)
+        return self._storage.read_range(extent.object, extent.offset + start, length)
+
+    def _chunks(self, sha256: str) -> Iterator[bytes]:
+        for extent in self._usable(sha256):
             if extent.codec == "deflate":
                 yield self._inflate(extent)
-            elif extent.codec == "raw":
-                yield from self._raw(extent)
             else:
-                raise CorruptError(f"content {sha256} has the unknown codec {extent.codec!r}", code="E051")
+                yield from self._raw(extent)
 
     def _raw(self, extent: Extent) -> Iterator[bytes]:
         if extent.length <= _CHUNK:
@@ -279,6 +299,48 @@ class BlobReader:
         if len(data) != extent.raw_length:
             raise CorruptError(f"{extent.object} holds an entry of the wrong length", code="E052")
         return data
+
+
+class _Seekable(RangeFile):
+    """A file over the parts of a content, which hashes what is read as long as that is read in order."""
+
+    def __init__(self, extents: Sequence[Extent], sha256: str, fetch: Callable[[Extent, int, int], bytes]) -> None:
+        self._ends = np.cumsum([extent.raw_length for extent in extents])
+        self.size = int(self._ends[-1]) if extents else 0
+        super().__init__(self._range, self.size)
+        self._extents, self._expected, self._fetch_part = extents, sha256, fetch
+        self._inflated: tuple[int, bytes] | None = None
+        self._hasher, self._hashed = hashlib.sha256(), 0
+
+    def _range(self, start: int, length: int) -> bytes:
+        found = []
+        number = int(np.searchsorted(self._ends, start, side="right"))
+        while length > 0:
+            extent = self._extents[number]
+            inside = start - (int(self._ends[number]) - extent.raw_length)
+            wanted = min(length, extent.raw_length - inside)
+            found.append(self._of_part(number, extent, inside, wanted))
+            start, length, number = start + wanted, length - wanted, number + 1
+        return found[0] if len(found) == 1 else b"".join(found)
+
+    def _of_part(self, number: int, extent: Extent, start: int, length: int) -> bytes:
+        if extent.codec != "deflate":
+            return self._fetch_part(extent, start, length)
+        if self._inflated is None or self._inflated[0] != number:
+            self._inflated = number, self._fetch_part(extent, start, length)
+        return self._inflated[1][start : start + length]
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        at = self.tell()
+        data = super().read(size)
+        if at == self._hashed:
+            self._hasher.update(data)
+            self._hashed += len(data)
+            if self._hashed == self.size and self._hasher.hexdigest() != self._expected:
+                raise CorruptError(f"content {self._expected} does not have that SHA-256", code="E050")
+        return data
+
+    read1 = read
 
 
 class _Checked(io.RawIOBase):

@@ -153,6 +153,16 @@ class Bundle:
         return Bundle(self._storage, find_snapshot(self._storage, snapshot, limits=self._limits), limits=self._limits)
 
     @property
+    def storage(self) -> Storage:
+        """Where its files lie."""
+        return self._storage
+
+    @property
+    def reader(self) -> Reader:
+        """What lies where in this snapshot: for file systems and the like. It is not for several threads at once."""
+        return self._reader
+
+    @property
     def objects(self) -> list[ObjectRef]:
         """Every object that this snapshot needs."""
         return self._reader.objects

@@ -31,6 +31,7 @@ FILES: Final = "files/1"
 #: The columns of an entity view that say where the record and the rows lie.
 _PLACES: Final = [
     "id",
+    "experiment_id",
     "record_object",
     "frame_offset",
     "frame_length",
@@ -132,6 +133,15 @@ class Reader:
                 parts = parts or [ENTITY_VIEW.schema.empty_table().select(_PLACES)]
             self._views[kind] = pa.concat_tables(parts).unify_dictionaries().combine_chunks()
         return self._views[kind]
+
+    def digests(self, kind: str) -> pa.Table:
+        """``id``, then the digests (hex) of the record and of the rows in each table that the kind owns, in archive order."""
+        names = [f"{_prefix(kind, table)}_digest" for table in KINDS[kind].tables]
+        id_column, spec = ("run_id", RUNS_VIEW) if kind == "run" else ("id", ENTITY_VIEW)
+        columns = [id_column, "record_digest", *names]
+        parts = [self.table(ref, spec, columns) for ref in self.refs(_layout.VIEWS, kind)]
+        found = pa.concat_tables([_schema(spec, columns).empty_table(), *parts])
+        return found.rename_columns(["id", "record_digest", *KINDS[kind].tables])
 
     def row_of(self, kind: str, identity: str) -> int:
         """The row of an entity in the view of its kind.

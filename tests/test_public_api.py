@@ -19,6 +19,7 @@ NAMES = [
     "CannotHoldError",
     "CommitUnknownError",
     "CorruptError",
+    "Diff",
     "Experiment",
     "IncompleteError",
     "LimitError",
@@ -36,6 +37,7 @@ NAMES = [
     "UsageError",
     "VerifyReport",
     "__version__",
+    "diff",
     "open",
     "pack",
     "unpack",
@@ -46,6 +48,8 @@ PARAMETERS = {
     "open": "url snapshot storage_options limits",
     "pack": "experiment bundle tracking_uri run filter since until lifecycle descendants model prompt logged_model "
     "allow_partial full storage_options artifacts_destination artifact_storage_options jobs callback targets limits",
+    "diff": "before after before_snapshot after_snapshot storage_options artifacts_destination artifact_storage_options jobs "
+    "callback",
     "verify": "url level subset snapshot all_snapshots storage_options limits",
     "unpack": "bundle tracking_uri experiment run filter since until lifecycle descendants model prompt logged_model rename "
     "workspace online_scoring snapshot dry_run allow_partial artifact_root artifacts_destination storage_options "
@@ -70,10 +74,10 @@ def test_the_exported_names_are_pinned() -> None:
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters_are_pinned(name: str) -> None:
-    """The parameters of the four functions keep their names and order; all that are options are keyword-only."""
+    """The parameters of the functions keep their names and order; all that are options are keyword-only."""
     signature = inspect.signature(getattr(bundle, name))
     assert " ".join(signature.parameters) == PARAMETERS[name]
-    positional = {"open": 1, "verify": 1, "pack": 2, "unpack": 1}[name]
+    positional = {"open": 1, "verify": 1, "pack": 2, "unpack": 1, "diff": 2}[name]
     kinds = [parameter.kind for parameter in signature.parameters.values()]
     assert all(kind is inspect.Parameter.KEYWORD_ONLY for kind in kinds[positional:])
     assert inspect.getdoc(getattr(bundle, name))

@@ -1,6 +1,6 @@
 """The command ``mlflow-bundle``: data on stdout, everything else on stderr, and an exit code that says what happened.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 finished but incomplete, 4 verification found problems, 10 no bundle there,
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 finished but incomplete, 4 problems or differences found, 10 no bundle there,
 130 interrupted, 141 the reader of stdout went away.
 """
 
@@ -23,10 +23,12 @@ from mlflow_bundle.__about__ import __version__
 from mlflow_bundle.cli._output import State, StdoutError, clean, flush, json_text, plain, problem_lines, say
 from mlflow_bundle.cli.cat import cat
 from mlflow_bundle.cli.demo import demo
+from mlflow_bundle.cli.diff import diff
 from mlflow_bundle.cli.get import get
 from mlflow_bundle.cli.log import log
 from mlflow_bundle.cli.ls import ls
 from mlflow_bundle.cli.pack import pack
+from mlflow_bundle.cli.serve import serve
 from mlflow_bundle.cli.show import show
 from mlflow_bundle.cli.unpack import unpack
 from mlflow_bundle.cli.verify import verify
@@ -51,10 +53,10 @@ class _InOrder(click.Group):
 
 @click.group(
     cls=_InOrder,
-    commands=[pack, unpack, verify, ls, show, cat, get, log, demo],
+    commands=[pack, unpack, verify, ls, show, cat, get, log, serve, diff, demo],
     context_settings={"auto_envvar_prefix": "MLFLOW_BUNDLE", "help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Every option can be set by an environment variable: MLFLOW_BUNDLE_PACK_JOBS is `pack --jobs`. "
-    "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 finished but incomplete, 4 verification found problems, "
+    "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 finished but incomplete, 4 problems or differences found, "
     "10 no bundle there, 130 interrupted.",
 )
 @click.version_option(__version__, prog_name=NAME, message="%(prog)s %(version)s")

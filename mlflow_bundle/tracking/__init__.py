@@ -1,6 +1,7 @@
 """MLflow on both ends of an archive: sources to pack from, targets to unpack to."""
 
+from mlflow_bundle.tracking._diff import diff
 from mlflow_bundle.tracking._pack import PackReport, pack
 from mlflow_bundle.tracking._unpack import EntityOutcome, ExperimentOutcome, UnpackReport, unpack
 
-__all__ = ["EntityOutcome", "ExperimentOutcome", "PackReport", "UnpackReport", "pack", "unpack"]
+__all__ = ["EntityOutcome", "ExperimentOutcome", "PackReport", "UnpackReport", "diff", "pack", "unpack"]

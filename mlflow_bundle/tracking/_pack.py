@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +31,7 @@ from mlflow_bundle.tracking._port import ROW_SCHEMAS, MlflowSource
 from mlflow_bundle.tracking._select import Lifecycle, Moment, Selection
 from mlflow_bundle.tracking.artifacts._local import local_path
 
-__all__ = ["PackReport", "pack"]
+__all__ = ["PackOptions", "PackReport", "pack", "pack_into"]
 
 _OWNERS: Final = 500
 #: Logged models or traces whose rows are asked for at once.
@@ -58,6 +59,18 @@ class PackReport:
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PackOptions:
+    """How to pack, whatever and wherever: ``pack`` says what each means."""
+
+    allow_partial: bool = False
+    full: bool = False
+    callback: Callback = DEFAULT_CALLBACK
+    targets: Targets = WRITER_TARGETS
+    limits: Limits = DEFAULT_LIMITS
+    workers: int = 4
 
 
 def pack(
@@ -133,26 +146,43 @@ def pack(
                 )
             )
         )
-        entities = callback.branched("entities", "")
+
+        def create() -> Storage:
+            return stack.enter_context(closing(open_storage(place, storage_options=storage_options, create=True)))
+
+        options = PackOptions(allow_partial, full, callback, targets, limits, workers)
+        return pack_into(create, source, selection, options, started=started)
+
+
+def pack_into(
+    create: Callable[[], Storage], source: MlflowSource, selection: Selection, options: PackOptions, *, started: float
+) -> PackReport:
+    """Pack what a source has into the storage that ``create`` opens, which is called when all entities are found.
+
+    ``started`` is when the work began, by ``time.monotonic``.
+    """
+    limits = options.limits
+    with ExitStack() as stack:
+        entities = options.callback.branched("entities", "")
         found = collect(source, selection, progress=entities.relative_update)
         entities.close()
         stack.callback(found.gathered.close)
-        storage = stack.enter_context(closing(open_storage(place, storage_options=storage_options, create=True)))
+        storage = create()
         marker = ensure_marker(storage)
         parent = _parent(storage, selection.scope(), source, limits)
         newest = next(snapshots(storage, limits=limits), None)
-        known = None if full else parent or next(parents(storage, limits=limits), None)
+        known = None if options.full else parent or next(parents(storage, limits=limits), None)
         base = None if known is None else Base(storage, known, limits=limits)
-        packer = Packer(storage, marker, base=base, targets=targets, limits=limits)
+        packer = Packer(storage, marker, base=base, targets=options.targets, limits=limits)
         stack.callback(packer.close)
-        work = _Work(source, packer, callback, targets, workers)
+        work = _Work(source, packer, options.callback, options.targets, options.workers)
         work.records(found)
         work.series(reuse=base is not None)
         work.rows()
         work.files()
         work.problems += source.problems()
         work.notes += source.notes()
-        _refuse_partial(work.problems, allow_partial=allow_partial)
+        _refuse_partial(work.problems, allow_partial=options.allow_partial)
         committed = packer.commit(
             created_at=max(time.time_ns() // 1_000_000, newest.snapshot.created_at + 1 if newest else 0),
             scope=selection.scope(),
@@ -281,12 +311,11 @@ class _Work:
                 executor,
                 workers=self._workers,
                 blob_bytes=self._targets.blob_bytes,
+                without=self._look_for_root,
             )
-            for owner, rows, problems in packed:
+            for rows, problems in packed:
                 self.problems += problems
                 progress.relative_update(len(rows))
-                if not rows and not problems:
-                    self._look_for_root(owner)
         self._located.close()
         progress.close()
         for (kind, root), count in self._absent_roots.items():
@@ -301,10 +330,16 @@ class _Work:
         served = (source == "rest" and owner.kind != "trace") or source == "file"
         if served or owner.kind not in _ROOTS or not uri.startswith(("/", "file:")):
             return
-        root = Path(local_path(uri)).parents[_ROOTS[owner.kind] : _ROOTS[owner.kind] + 1]
-        if root and not root[0].exists():
-            key = (owner.kind, str(root[0]))
-            self._absent_roots[key] = self._absent_roots.get(key, 0) + 1
+        place, *below = uri.rsplit("/", _ROOTS[owner.kind] + 1)
+        if len(below) > _ROOTS[owner.kind] and (root := _absent(place)):
+            self._absent_roots[owner.kind, root] = self._absent_roots.get((owner.kind, root), 0) + 1
+
+
+@cache
+def _absent(place: str) -> str | None:
+    """The folder that a path or URI names, if it is not on this machine."""
+    folder = Path(local_path(place))
+    return None if folder.exists() else str(folder)
 
 
 def _report(storage: Storage, committed: Committed, packer: Packer, seconds: float) -> PackReport:

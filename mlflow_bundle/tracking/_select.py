@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Final, Literal, cast
 
+import msgspec
+
 from mlflow_bundle._codec import decode_record, encode
 from mlflow_bundle._spool import LineSpool
 from mlflow_bundle.errors import NotFoundError, UsageError
@@ -99,6 +101,11 @@ class Selection:
     def narrows_runs(self) -> bool:
         """Whether some runs of the experiments may be left out."""
         return bool(self.runs or self.filter or self.since is not None or self.until is not None or self.lifecycle != "all")
+
+    @classmethod
+    def of_scope(cls, scope: Scope) -> Selection:
+        """The selection that a snapshot records."""
+        return cls(**msgspec.structs.asdict(scope))
 
     def scope(self) -> Scope:
         """The selection as a snapshot records it."""
