@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -14,11 +15,13 @@ import pyarrow.compute as pc
 
 from mlflow_bundle import _layout
 from mlflow_bundle._blobs import BlobReader
+from mlflow_bundle._html import card
 from mlflow_bundle._limits import DEFAULT_LIMITS, Limits
 from mlflow_bundle._manifest import Committed, find_snapshot, read_marker, snapshots
 from mlflow_bundle._reader import FILES, Reader, owner_kind
 from mlflow_bundle._record_tables import record_table, unnested
 from mlflow_bundle._storage import Storage, open_storage
+from mlflow_bundle._text import age_text, bytes_text, counts_text, plural, time_text
 from mlflow_bundle._verify._levels import Report, unreadable_report, verify_snapshot, verify_storage
 from mlflow_bundle._views import unfolded, wide_runs
 from mlflow_bundle.errors import CorruptError, LimitError, NotFoundError, UsageError
@@ -110,6 +113,8 @@ class Bundle:
         self._committed = committed
         self._limits = limits
         self._reader = Reader(storage, committed, limits)
+        self._verified: Report | None = None
+        self._verified_at = 0
 
     def __enter__(self) -> Self:
         return self
@@ -122,7 +127,29 @@ class Bundle:
         self._storage.close()
 
     def __repr__(self) -> str:
-        return f"<Bundle {self.url!r} snapshot {self.snapshot_id} ({self.snapshot.state})>"
+        return f"<Bundle {self.url!r} snapshot {self.snapshot_id} ({self.snapshot.state}): {counts_text(self.snapshot.counts)}>"
+
+    def _repr_html_(self) -> str:
+        document = self.snapshot
+        verified = self._verified
+        state = f"{document.state}, {len(document.problems):,} problems" if document.problems else document.state
+        found = "not by this object"
+        if verified is not None:
+            said = "no problems" if verified.ok else f"{len(verified.problems):,} problems"
+            found = f"{time_text(self._verified_at)}, level {verified.level}: {said}"
+        pairs = {
+            "bundle": self.url,
+            "snapshot": self.snapshot_id,
+            "state": state,
+            "made": f"{time_text(document.created_at)} ({age_text(time.time_ns() // 1_000_000 - document.created_at)} ago)",
+            "source": f"{document.source.uri} ({document.source.kind} {document.source.version})",
+            "holds": counts_text(document.counts),
+            "files": bytes_text(document.counts.get("file_bytes", 0)),
+            "stored": f"{plural(len(self.objects), 'object')}, {bytes_text(sum(ref.size for ref in self.objects))}",
+            "verified": found,
+            "root digest": self.root_digest,
+        }
+        return card("Bundle", pairs.items())
 
     @property
     def url(self) -> str:
@@ -326,7 +353,9 @@ class Bundle:
 
     def verify(self, *, level: str = "full", subset: tuple[int, int] | None = None) -> Report:
         """Check this snapshot; see ``mlflow_bundle.verify``."""
-        return verify_snapshot(self._storage, self._committed, level=level, subset=subset, limits=self._limits)
+        report = verify_snapshot(self._storage, self._committed, level=level, subset=subset, limits=self._limits)
+        self._verified, self._verified_at = report, time.time_ns() // 1_000_000
+        return report
 
 
 def _known(kind: str) -> str:

@@ -20,6 +20,7 @@ from msgspec import UNSET
 from mlflow_bundle._bundle import Bundle
 from mlflow_bundle._codec import encode, logical_digest
 from mlflow_bundle._differences import PRESENT, differing_leaves
+from mlflow_bundle._html import Shown
 from mlflow_bundle._reader import FILES
 from mlflow_bundle._table_specs import TABLES
 from mlflow_bundle.kinds import KINDS, record_id
@@ -72,7 +73,7 @@ class Change(msgspec.Struct, frozen=True):
     details: tuple[Detail, ...] = ()
 
 
-class Diff(msgspec.Struct, frozen=True):
+class Diff(Shown, msgspec.Struct, frozen=True):
     """What a comparison found: all changes, by kind in archive order."""
 
     before: Side

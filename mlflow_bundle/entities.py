@@ -13,6 +13,8 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from mlflow_bundle._html import Shown
+
 __all__ = [
     "Alias",
     "Assessment",
@@ -64,7 +66,7 @@ Flag = bool | UnsetType
 Stage = Literal["active", "deleted"]
 
 
-class Document(msgspec.Struct, frozen=True, kw_only=True):
+class Document(Shown, msgspec.Struct, frozen=True, kw_only=True):
     """A JSON object. Readers ignore fields that they do not know."""
 
 

@@ -13,6 +13,7 @@ from typing import Final, Literal, get_args
 import numpy as np
 
 from mlflow_bundle import _layout
+from mlflow_bundle._html import Shown
 from mlflow_bundle._limits import DEFAULT_LIMITS, Limits
 from mlflow_bundle._manifest import Committed, find_snapshot, read_marker, snapshot_stems
 from mlflow_bundle._parallel import bounded_map
@@ -43,7 +44,7 @@ _THREADS: Final = min(4, (os.cpu_count() or 1) + 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class Report(Shown):
     """What a verification found.
 
     ``problems``: the bundle is not what it should be; ``warnings``: it is whole, and somebody should look. ``snapshot`` and

@@ -16,6 +16,7 @@ from typing import Any, Final
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 
 from mlflow_bundle._base import Base
+from mlflow_bundle._html import Shown
 from mlflow_bundle._limits import DEFAULT_LIMITS, WRITER_TARGETS, Limits, Targets
 from mlflow_bundle._manifest import Committed, ensure_marker, parents, snapshots
 from mlflow_bundle._packer import Packer
@@ -43,7 +44,7 @@ _SUFFIX: Final = ".mlbundle"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PackReport:
+class PackReport(Shown):
     """What a pack wrote. Counts are those of the committed snapshot; sizes are bytes; ``seconds`` is wall time."""
 
     bundle: str
