@@ -12,12 +12,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import pyarrow.compute as pc
+
 from mlflow_bundle._bundle import Bundle
 from mlflow_bundle.errors import NotFoundError, UsageError
 
 __all__ = ["ARTIFACTS", "Catalog", "FileEntry", "Place"]
 
 ARTIFACTS: Final = "artifacts"
+#: The tag with which MLflow nests runs.
+PARENT: Final = "mlflow.parentRunId"
 _SHORTEST_PREFIX: Final = 4
 _SHOWN: Final = 3
 
@@ -68,6 +72,13 @@ class Catalog:
     def runs_of(self, experiment: Row) -> list[Row]:
         """The runs of an experiment in archive order."""
         return [run for run in self.runs if run["experiment_id"] == experiment["experiment_id"]]
+
+    def parents(self, runs: Sequence[Row]) -> dict[str, str]:
+        """The parent of each of these runs that names one."""
+        wanted = {run["run_id"] for run in runs}
+        tags = self._bundle.tags()
+        found = tags.filter(pc.equal(tags.column("key"), PARENT)).select(["run_id", "value"]).to_pylist()
+        return {row["run_id"]: row["value"] for row in found if row["run_id"] in wanted}
 
     def experiment_of(self, run: Row) -> Row | None:
         """The experiment of a run."""

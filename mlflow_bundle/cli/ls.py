@@ -13,6 +13,7 @@ from mlflow_bundle.cli._kinds import KIND_NAMES, entity_entries, print_entities
 from mlflow_bundle.cli._options import bundle_argument, common, options_of, pass_state, snapshot_option, storage_option
 from mlflow_bundle.cli._output import State, bytes_text, clean, plain, table, time_text
 from mlflow_bundle.cli._paths import ARTIFACTS, Catalog, FileEntry, Place, Row
+from mlflow_bundle.cli._tree import print_tree
 from mlflow_bundle.errors import UsageError
 
 __all__ = ["ls"]
@@ -25,6 +26,7 @@ _SHORT_ID: Final = 8
 @bundle_argument
 @click.argument("path", metavar="[PATH]", default="")
 @click.option("--kind", metavar="KIND", type=click.Choice(KIND_NAMES), help=f"The entities of a kind: {', '.join(KIND_NAMES)}.")
+@click.option("--tree", is_flag=True, help="Everything below PATH: runs below their parents, files below their folders.")
 @click.option("-l", "--long", is_flag=True, help="States, times (UTC), counts and sizes too.")
 @snapshot_option
 @storage_option
@@ -37,6 +39,7 @@ def ls(
     path: str,
     *,
     kind: str | None,
+    tree: bool,
     long: bool,
     snapshot: str | None,
     storage_option: Sequence[str],
@@ -49,12 +52,15 @@ def ls(
     """
     with open_bundle(bundle, snapshot=snapshot, storage_options=options_of(storage_option)) as archive:
         if kind is not None:
-            if path:
-                raise UsageError("--kind lists the whole snapshot, and takes no PATH")
+            if path or tree:
+                raise UsageError("--kind lists the whole snapshot, and takes no PATH and no --tree")
             _list_kind(state, archive, kind, long)
             return
         catalog = Catalog(archive)
         place = catalog.find(path)
+        if tree and not state.json:
+            print_tree(catalog, place)
+            return
         entries = _entries(catalog, place)
         if state.json:
             state.put(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import click
 
 from mlflow_bundle._bundle import Bundle, open_bundle
+from mlflow_bundle.cli._curves import curves
 from mlflow_bundle.cli._kinds import entity_document, print_entity
 from mlflow_bundle.cli._options import bundle_argument, common, options_of, pass_state, snapshot_option, storage_option
 from mlflow_bundle.cli._output import State, bytes_text, clean, counts_text, plain, plural, put, table, time_text
@@ -67,7 +70,8 @@ def _found(archive: Bundle, identity: str) -> tuple[dict[str, Any], Callable[[di
     if place.kind not in ("experiment", "run"):
         raise UsageError(f"{identity!r} is a {place.kind}, not an experiment or run", hint="`mlflow-bundle cat` prints a file")
     if place.run:
-        return _run(archive, place), _print_run
+        drawn = curves(archive.metrics(run_id=place.run["run_id"])) if sys.stdout.isatty() else {}
+        return _run(archive, place), partial(_print_run, drawn=drawn)
     return _experiment(archive, catalog, place), _print_experiment
 
 
@@ -174,7 +178,7 @@ def _print_experiment(document: dict[str, Any]) -> None:
     _print_key_values("tags", document["tags"])
 
 
-def _print_run(document: dict[str, Any]) -> None:
+def _print_run(document: dict[str, Any], *, drawn: Mapping[str, str]) -> None:
     left_out = {*_RUN_FIELDS, *_LISTS, "bundle", "snapshot", "kind", "metric_points", "latest_metrics", "files"}
     _print_pairs(_fields(document, (*_RUN_FIELDS, *(name for name in document if name not in left_out))))
     _print_key_values("params", document["params"])
@@ -188,7 +192,12 @@ def _print_run(document: dict[str, Any]) -> None:
         put("")
         put(f"metrics ({plural(document['metric_points'], 'point')}), latest:")
         rows = (
-            (f"  {clean(m['key'])}", _number(m["value"]), f"step {m['step']:,}", time_text(m["timestamp"]))
+            (
+                f"  {clean(m['key'])}",
+                _number(m["value"]),
+                f"step {m['step']:,}",
+                *((drawn.get(m["key"], ""),) if drawn else (time_text(m["timestamp"]),)),
+            )
             for m in document["latest_metrics"]
         )
         table((), rows, flexible=0, right=(1, 2))

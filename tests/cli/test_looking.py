@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.cells import cell_len
 
 import mlflow_bundle
+from mlflow_bundle.cli._curves import curve
 from mlflow_bundle.cli._output import clean
 from tests.cli.conftest import EVIL, START, Archived, Command, in_terminal
 
@@ -146,6 +149,10 @@ def test_log(command: Command, archived: Archived, tmp_path: Path) -> None:
     assert any(line.startswith("  has   1 experiment, 4 runs, 41 points, 4 files") for line in lines)
     document = json.loads(command("log", tmp_path / "b", "--json").out)
     assert [entry["snapshot"] for entry in document["snapshots"]] == stems[::-1]
+    assert document["snapshots"][0]["changes"]["run"] == 3
+    assert document["snapshots"][1]["changes"]["run"] == 1
+    assert document["snapshots"][1]["new_objects"] == document["snapshots"][1]["objects"]
+    assert any(line.startswith("  adds  ") and "+3 runs" in line for line in lines)
     assert document["snapshots"][0]["root_digest"] == report.root_digest
     one = json.loads(command("log", tmp_path / "b", "--json", "--snapshot", stems[0]).out)
     assert [entry["counts"]["run"] for entry in one["snapshots"]] == [1]
@@ -153,9 +160,60 @@ def test_log(command: Command, archived: Archived, tmp_path: Path) -> None:
     assert [entry["name"] for entry in older["entries"]] == ["a"]
 
 
+def test_trees(command: Command, archived: Archived) -> None:
+    """Experiments, runs below their parents, files below their folders; names harmless; nothing cut in a pipe."""
+    out = command("ls", archived.bundle, "--tree").out
+    lines = out.splitlines()
+    assert lines[0].endswith(" experiments")
+    parent, child = (
+        lines.index(f"│   ├── {archived.runs['parent']} parent  4 files"),
+        f"{archived.runs['child']} child  0 files",
+    )
+    assert lines[parent + 1] == f"│   │   └── {child}"
+    assert "\x1b" not in out
+    run = command("ls", archived.bundle, "churn/parent", "--tree").out.splitlines()
+    assert run[0] == f"{archived.runs['parent']} parent"
+    (folder,) = [number for number, line in enumerate(run) if line.endswith("model/")]
+    assert "    " in run[folder + 1][:4] or "│" in run[folder + 1][:4]
+    assert any("weights.txt  " in line for line in run)
+    below = command("ls", archived.bundle, "churn/parent/artifacts/model", "--tree").out
+    assert below.splitlines()[0] == "model"
+    assert "weights.txt" in below
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_curves_are_for_terminals(command: Command, archived: Archived) -> None:
+    """On a terminal each metric has its curve; in a pipe there is its time instead."""
+    shown = in_terminal(["show", archived.bundle, "churn/parent"], "stdout")
+    (loss,) = [line for line in shown.splitlines() if line.strip().startswith("loss")]
+    assert "█" in loss
+    assert "▁" in loss
+    assert not {"█", "▁"} & set(command("show", archived.bundle, "churn/parent").out)
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ([], ""),
+        ([math.nan], ""),
+        ([3.0], "▄"),
+        ([1.0, 1.0], "▄▄"),
+        ([0.0, 1.0], "▁█"),
+        ([0.0, math.nan, math.inf, 7.0], "▁  █"),
+        ([-1e308, 1e308], "▁█"),
+        ([5e-324, 0.0], "█▁"),
+        (list(range(8)), "▁▂▃▄▅▆▇█"),
+        (list(range(160)), "▁▁▂▂▃▃▄▄▅▅▆▆▇▇██"),
+    ],
+)
+def test_curves(values: list[float], text: str) -> None:
+    """A curve spans the finite values from the lowest to the highest block, in at most 16 letters."""
+    assert curve(np.array(values)) == text
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 def test_a_terminal_of_80_columns(archived: Archived) -> None:
-    """On a terminal, tables fit into its width."""
+    """On a terminal, everything but addresses fits into its width."""
     for words in (
         ["ls", "-l"],
         ["ls", "-l", "churn"],
@@ -163,11 +221,13 @@ def test_a_terminal_of_80_columns(archived: Archived) -> None:
         ["ls", "-l", "churn/parent/artifacts"],
         ["log"],
         ["show"],
+        ["show", "churn/parent"],
+        ["ls", "--tree"],
+        ["ls", "--tree", "churn/parent"],
     ):
         name, *rest = words
         options = [word for word in rest if word.startswith("-")]
         lines = in_terminal([name, *options, archived.bundle, *rest[len(options) :]], "stdout").splitlines()
         assert lines
-        assert [
-            line for line in lines if cell_len(line) > 80 and archived.bundle not in line and archived.uri not in line
-        ] == []
+        addresses = (archived.bundle, archived.uri, "artifact uri")
+        assert [line for line in lines if cell_len(line) > 80 and not any(word in line for word in addresses)] == []

@@ -37,7 +37,7 @@ def test_commands_that_open_a_bundle_take_its_options(name: str) -> None:
     """Every command with a bundle takes storage options, and every reading one a snapshot."""
     options = {text for parameter in _command.commands[name].params for text in parameter.opts}
     assert "--storage-option" in options
-    assert ("--snapshot" in options) == (name != "pack")
+    assert ("--snapshot" in options) == (name not in ("pack", "diff"))
 
 
 def test_options_come_from_the_environment(command: Command, archived: Archived, monkeypatch: pytest.MonkeyPatch) -> None:
