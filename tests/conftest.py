@@ -10,8 +10,10 @@ pytest_plugins = [
     "tests.fixtures.server",
     "tests.fixtures.postgres",
     "tests.fixtures.s3",
+    "tests.fixtures.browser",
     "tests.fixtures.content",
     "tests.fixtures.databases",
     "tests.fixtures.filestores",
     "tests.fixtures.estate",
+    "tests.fixtures.old_servers",
 ]

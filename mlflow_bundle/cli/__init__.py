@@ -28,6 +28,8 @@ from mlflow_bundle.cli.get import get
 from mlflow_bundle.cli.log import log
 from mlflow_bundle.cli.ls import ls
 from mlflow_bundle.cli.pack import pack
+from mlflow_bundle.cli.query import query
+from mlflow_bundle.cli.report import report
 from mlflow_bundle.cli.serve import serve
 from mlflow_bundle.cli.show import show
 from mlflow_bundle.cli.unpack import unpack
@@ -53,7 +55,7 @@ class _InOrder(click.Group):
 
 @click.group(
     cls=_InOrder,
-    commands=[pack, unpack, verify, ls, show, cat, get, log, serve, diff, demo],
+    commands=[pack, unpack, verify, ls, show, cat, get, log, query, serve, diff, report, demo],
     context_settings={"auto_envvar_prefix": "MLFLOW_BUNDLE", "help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Every option can be set by an environment variable: MLFLOW_BUNDLE_PACK_JOBS is `pack --jobs`. "
     "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 finished but incomplete, 4 problems or differences found, "
@@ -141,15 +143,19 @@ def _invoke(arguments: Sequence[str], state: State) -> int:
 
 def _report_error(state: State, error: BundleError) -> None:
     problems = error.problems if isinstance(error, IncompleteError | CannotHoldError) else ()
-    _report(state, error.code, error.message, hint=error.hint, problems=problems)
+    place = "\n".join(getattr(error, "__notes__", ()))
+    _report(state, error.code, error.message, hint=error.hint, problems=problems, place=place)
 
 
-def _report(state: State, code: str, message: str, *, hint: str | None = None, problems: Sequence[Any] = ()) -> None:
-    """An error on stderr: its sentence and the next step, or one JSON document."""
+def _report(
+    state: State, code: str, message: str, *, hint: str | None = None, problems: Sequence[Any] = (), place: str = ""
+) -> None:
+    """An error on stderr: its sentence, the lines of its ``place`` and the next step, or one JSON document."""
     trace = traceback.format_exc() if state.debug and sys.exc_info()[0] is not None else ""
     if state.json:
         document = {"code": code, "message": message, "hint": hint}
         document |= {"problems": plain(problems)} if problems else {}
+        document |= {"place": place} if place else {}
         document |= {"traceback": trace} if trace else {}
         say(json_text({"error": document}))
         return
@@ -158,6 +164,8 @@ def _report(state: State, code: str, message: str, *, hint: str | None = None, p
     for line in problem_lines(problems):
         say(line)
     say(f"{NAME}: {clean(message)}")
+    for line in place.splitlines():
+        say(clean(line))
     if hint:
         say(f"hint: {clean(hint)}")
 
