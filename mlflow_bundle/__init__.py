@@ -1,11 +1,13 @@
 """An archive format for MLflow: ``import mlflow_bundle as bundle``.
 
-``pack`` archives experiments and runs of a tracking server or database, ``open`` looks inside, ``verify`` proves that an
-archive is whole, ``unpack`` restores it. Only ``pack`` and ``unpack`` ever import MLflow, and only when they are called.
+``pack`` archives what a tracking server or database holds, ``open`` looks inside, ``verify`` proves that an archive is whole,
+``diff`` compares, ``report_html`` makes a page of it, ``unpack`` restores it. MLflow is imported when it is needed: by
+``pack`` and ``unpack``, and by ``diff`` with a live server.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from mlflow_bundle.__about__ import __version__
@@ -32,6 +34,7 @@ from mlflow_bundle.errors import (
 from mlflow_bundle.records import Experiment, Problem, Run, Snapshot
 
 if TYPE_CHECKING:
+    from mlflow_bundle._report import report_html
     from mlflow_bundle.tracking import PackReport, UnpackReport, diff, pack, unpack
 
 __all__ = [
@@ -63,19 +66,26 @@ __all__ = [
     "diff",
     "open",
     "pack",
+    "report_html",
     "unpack",
     "verify",
 ]
 
-_TRACKING = frozenset({"PackReport", "UnpackReport", "diff", "pack", "unpack"})
+#: Names that are loaded on first use, and where they live: reading an archive must not pay for the MLflow side.
+_LATER = {
+    "PackReport": "mlflow_bundle.tracking",
+    "UnpackReport": "mlflow_bundle.tracking",
+    "diff": "mlflow_bundle.tracking",
+    "pack": "mlflow_bundle.tracking",
+    "report_html": "mlflow_bundle._report",
+    "unpack": "mlflow_bundle.tracking",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Load the MLflow side on first use."""
-    if name in _TRACKING:
-        from mlflow_bundle import tracking  # noqa: PLC0415 - reading an archive must not pay for it
-
-        return getattr(tracking, name)
+    """Load what is rarely needed on first use."""
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -40,6 +40,7 @@ NAMES = [
     "diff",
     "open",
     "pack",
+    "report_html",
     "unpack",
     "verify",
 ]
@@ -50,6 +51,7 @@ PARAMETERS = {
     "allow_partial full storage_options artifacts_destination artifact_storage_options jobs callback targets limits",
     "diff": "before after before_snapshot after_snapshot storage_options artifacts_destination artifact_storage_options jobs "
     "callback",
+    "report_html": "archive",
     "verify": "url level subset snapshot all_snapshots storage_options limits",
     "unpack": "bundle tracking_uri experiment run filter since until lifecycle descendants model prompt logged_model rename "
     "workspace online_scoring snapshot dry_run allow_partial artifact_root artifacts_destination storage_options "
@@ -57,9 +59,9 @@ PARAMETERS = {
 }
 
 BUNDLE_MEMBERS = (
-    "assessments at blobs close experiments files files_of files_of_entities kinds latest_metrics metric_rows metrics "
-    "model_metrics model_versions models objects open_file params record records registered_models root_digest rows run runs "
-    "series snapshot snapshot_id snapshots spans table tags traces url verify"
+    "assessments at blobs close duckdb experiments files files_of files_of_entities kinds latest_metrics metric_rows metrics "
+    "model_metrics model_versions models objects open_file params reader record records registered_models root_digest rows run "
+    "runs series snapshot snapshot_id snapshots spans sql storage table tags traces url verify views_sql"
 )
 
 
@@ -77,7 +79,7 @@ def test_parameters_are_pinned(name: str) -> None:
     """The parameters of the functions keep their names and order; all that are options are keyword-only."""
     signature = inspect.signature(getattr(bundle, name))
     assert " ".join(signature.parameters) == PARAMETERS[name]
-    positional = {"open": 1, "verify": 1, "pack": 2, "unpack": 1, "diff": 2}[name]
+    positional = {"open": 1, "verify": 1, "pack": 2, "unpack": 1, "diff": 2, "report_html": 1}[name]
     kinds = [parameter.kind for parameter in signature.parameters.values()]
     assert all(kind is inspect.Parameter.KEYWORD_ONLY for kind in kinds[positional:])
     assert inspect.getdoc(getattr(bundle, name))
