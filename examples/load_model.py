@@ -12,7 +12,7 @@ def main(place: str) -> None:
     with bundle.open(place) as archive:
         newest = archive.models().to_pylist()[-1]
     print(f"{newest['name']} {newest['model_id']}")
-    model = mlflow.pyfunc.load_model(f"mlflow-bundle://logged_models/{newest['model_id']}/artifacts::{place}")
+    model = mlflow.pyfunc.load_model(f"mlflow-bundle://logged_models/{newest['model_id']}::{place}")
     print(model)
 
 

@@ -128,3 +128,11 @@ def test_load_model(churn: tuple[str, Path], tmp_path: Path) -> None:
     printed = example("load_model.py", str(churn[1]), cwd=tmp_path)
     assert "line m-" in printed
     assert "mlflow.pyfunc.loaded_model" in printed
+
+
+@pytest.mark.slow
+def test_open_in_the_ui(churn: tuple[str, Path], tmp_path: Path) -> None:
+    """The stock server shows the archived experiments and runs; nothing is left running."""
+    printed = example("open_in_the_ui.py", str(churn[1]), cwd=tmp_path, MLFLOW_BUNDLE_CACHE=str(tmp_path / "cache"))
+    assert printed.startswith("open http://127.0.0.1:")
+    assert "1 churn 4" in printed
