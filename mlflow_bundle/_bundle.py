@@ -17,13 +17,14 @@ from mlflow_bundle import _layout
 from mlflow_bundle._blobs import BlobReader
 from mlflow_bundle._html import card
 from mlflow_bundle._limits import DEFAULT_LIMITS, Limits
-from mlflow_bundle._manifest import Committed, find_snapshot, read_marker, snapshots
+from mlflow_bundle._manifest import Committed, find_snapshot, objects_of, read_marker, snapshots
+from mlflow_bundle._query import _connect
 from mlflow_bundle._reader import FILES, Reader, owner_kind
 from mlflow_bundle._record_tables import record_table, unnested
 from mlflow_bundle._storage import Storage, open_storage
 from mlflow_bundle._text import age_text, bytes_text, counts_text, plural, time_text
 from mlflow_bundle._verify._levels import Report, unreadable_report, verify_snapshot, verify_storage
-from mlflow_bundle._views import unfolded, wide_runs
+from mlflow_bundle._views import RUNS_VIEW, unfolded, wide_runs
 from mlflow_bundle.errors import CorruptError, LimitError, NotFoundError, UsageError
 from mlflow_bundle.records import KINDS, ObjectRef, Record, Run, Snapshot
 
@@ -42,6 +43,7 @@ _PLUMBING: Final = (
     "file_object",
     "file_start",
 )
+_OF_EXPERIMENT: Final = ("experiment_id", "experiment_name")
 _FILE_COLUMNS: Final = ("owner_id", "path", "size", "sha256", "state")
 
 
@@ -113,6 +115,7 @@ class Bundle:
         self._committed = committed
         self._limits = limits
         self._reader = Reader(storage, committed, limits)
+        self._sessions: dict[bool, _connect.Session] = {}
         self._verified: Report | None = None
         self._verified_at = 0
 
@@ -124,6 +127,9 @@ class Bundle:
 
     def close(self) -> None:
         """Release files and connections."""
+        for session in self._sessions.values():
+            session.close()
+        self._sessions.clear()
         self._storage.close()
 
     def __repr__(self) -> str:
@@ -231,13 +237,26 @@ class Bundle:
         """One row an experiment, its tags as a map."""
         return self.table("experiment")
 
-    def runs(self, *, wide: bool = False) -> pa.Table:
+    def runs(
+        self,
+        *,
+        experiment: str | None = None,
+        where: pc.Expression | None = None,
+        columns: Sequence[str] | None = None,
+        wide: bool = False,
+    ) -> pa.Table:
         """One row a run, with its params, tags and latest metrics as maps and its numbers of metric points and files.
 
+        ``experiment`` is a name or an id, ``where`` an expression of ``pyarrow.compute`` over these columns, such as
+        ``field("status") == "FAILED"``. ``columns`` are the columns of the result; only what is needed is read.
         ``wide`` gives the columns of ``mlflow.search_runs`` instead: ``metrics.*``, ``params.*``, ``tags.*``, UTC timestamps.
+
+        Raises:
+            UsageError: no such column.
         """
-        view = self._reader.view("run")
-        return wide_runs(view) if wide else view.drop_columns(list(_PLUMBING))
+        if wide and columns is not None:
+            raise UsageError("wide and columns exclude each other")
+        return _chosen_runs(self._reader, experiment, where, columns, wide=wide)
 
     def params(self) -> pa.Table:
         """One row a param: ``run_id, key, value``."""
@@ -349,6 +368,60 @@ class Bundle:
             raise NotFoundError(f"file {path!r} of {name} could not be read when it was packed", code="file-missing")
         return self.blobs.open(found[0]["sha256"])
 
+    # -- SQL -------------------------------------------------------------------------------------------------------
+
+    def duckdb(self, con: Any = None, *, schema: str | None = None, all_snapshots: bool = False) -> Any:
+        """A DuckDB connection with a view for every kind and table of this snapshot: ``runs``, ``params``, ``metrics`` and more
+        (``SHOW TABLES``). Nothing is read before it is asked for, and SHA-256 is not checked. Keep the bundle open meanwhile.
+
+        ``con`` is a connection to add temporary views to; without it a new one in memory is yours to close. ``schema`` attaches
+        the views under that name instead, for several bundles on one connection. ``all_snapshots`` puts a column ``snapshot``
+        first and takes every snapshot of the bundle.
+
+        Raises:
+            UnsupportedError: DuckDB is not installed.
+        """
+        made = con if con is not None else _connect.connect()
+        sources = self._sources(all_snapshots)
+        temporary = con is not None
+        _connect.add_views(made, self._storage, sources, labelled=all_snapshots, schema=schema, temporary=temporary)
+        return made
+
+    def sql(
+        self, query: str, params: Sequence[Any] | Mapping[str, Any] | None = None, *, all_snapshots: bool = False
+    ) -> pa.Table:
+        """The result of a query over the views of ``duckdb``, on a connection that stays until ``close``. ``params`` are the
+        values of ``?``, or by name of ``$name``.
+
+        Raises:
+            UsageError: the SQL is wrong; a note of the error has the line and the place.
+            UnsupportedError: DuckDB is not installed.
+        """
+        if all_snapshots not in self._sessions:
+            sources = self._sources(all_snapshots)
+            self._sessions[all_snapshots] = _connect.Session(self._storage, sources, labelled=all_snapshots)
+        return self._sessions[all_snapshots].ask(query, params)
+
+    def views_sql(self, root: str | None = None, *, all_snapshots: bool = False) -> str:
+        """The views of ``duckdb`` as SQL text for DuckDB alone: ``CREATE VIEW`` statements over the objects of this snapshot.
+
+        ``root`` is where the folder of the bundle will be, without it where it is now; ``""`` makes the paths relative.
+
+        Raises:
+            UsageError: the bundle is one file, which DuckDB cannot look into.
+        """
+        if root is None:
+            root = _connect.place_of(self._storage)
+        title = f"The views of snapshot {self.snapshot_id} of an mlflow-bundle, for DuckDB 1.3 or newer"
+        return _connect.views_script(self._sources(all_snapshots), root, labelled=all_snapshots, title=title)
+
+    def _sources(self, all_snapshots: bool) -> list[_connect.Source]:
+        if not all_snapshots:
+            return [_connect.Source(self.snapshot_id, self.objects)]
+        return [
+            _connect.Source(one.stem, objects_of(self._storage, one.snapshot, limits=self._limits)) for one in self.snapshots()
+        ]
+
     # -- checks ----------------------------------------------------------------------------------------------------
 
     def verify(self, *, level: str = "full", subset: tuple[int, int] | None = None) -> Report:
@@ -356,6 +429,30 @@ class Bundle:
         report = verify_snapshot(self._storage, self._committed, level=level, subset=subset, limits=self._limits)
         self._verified, self._verified_at = report, time.time_ns() // 1_000_000
         return report
+
+
+def _chosen_runs(
+    reader: Reader, experiment: str | None, where: pc.Expression | None, columns: Sequence[str] | None, *, wide: bool
+) -> pa.Table:
+    """Rows and columns of the view of the runs."""
+    shown = [name for name in RUNS_VIEW.schema.names if name not in _PLUMBING]
+    if unknown := [name for name in columns or () if name not in shown]:
+        raise UsageError(f"runs have no column {unknown[0]!r}", hint=f"one of {', '.join(shown)}")
+    # What an expression needs, nobody can ask it.
+    needed = None if columns is None or where is not None else [*columns, *(_OF_EXPERIMENT if experiment is not None else ())]
+    view = reader.view_columns("run", list(dict.fromkeys(needed))) if needed else reader.view("run")
+    if experiment is not None:
+        own = [pc.equal(view.column(name), experiment) for name in _OF_EXPERIMENT]
+        view = view.filter(pc.or_kleene(*own))
+    if not wide:
+        view = view.select([name for name in view.column_names if name not in _PLUMBING])
+    try:
+        view = view if where is None else view.filter(where)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, TypeError) as error:
+        raise UsageError(
+            f"where cannot be used: {str(error).splitlines()[0]}", hint=f"columns are {', '.join(shown)}"
+        ) from error
+    return wide_runs(view) if wide else view if columns is None else view.select(list(columns))
 
 
 def _known(kind: str) -> str:

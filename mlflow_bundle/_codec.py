@@ -36,6 +36,8 @@ Document = TypeVar("Document")
 _ENCODER: Final = msgspec.json.Encoder(order="sorted")
 _STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _DIGITS: Final = re.compile(rb"-?[0-9]{16,}")
+#: What an integer of that many digits looks like in a record, where integers are members; a text may look so too.
+_LONG_MEMBER: Final = re.compile(rb'":-?[0-9]{16}')
 #: The greatest integer that every program can hold.
 GREATEST_INTEGER: Final = 2**53 - 1
 _NOT_BRACKETS: Final = bytes(sorted(set(range(256)) - set(b"[]{}")))
@@ -57,8 +59,8 @@ def encode(document: Any) -> bytes:
 
 
 def large_integer(line: bytes) -> int | None:
-    """The first integer of a JSON line, if there is one, that not every program can hold: beyond 2^53 - 1 (spec/v1.md, 2.2)."""
-    if _DIGITS.search(line) is None:
+    """The first integer of a record line, if any, that not every program can hold: beyond 2^53 - 1 (spec/v1.md, 2.2)."""
+    if _LONG_MEMBER.search(line) is None:
         return None
     return next((int(n) for n in _DIGITS.findall(_STRING.sub(b"", line)) if abs(int(n)) > GREATEST_INTEGER), None)
 
@@ -122,6 +124,7 @@ class _Kind(msgspec.Struct):
 
 
 _KIND_DECODER: Final = msgspec.json.Decoder(_Kind)
+_MEMBERS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _DECODERS: Final = {name: msgspec.json.Decoder(kind.type) for name, kind in KINDS.items()}
 
 
@@ -161,10 +164,10 @@ class LinesWriter:
     ``sink`` has ``write``. After ``close``: ``frames``, ``frame_rows`` (lines in each), ``rows``, ``content`` (their digest).
     """
 
-    def __init__(self, sink: Any, *, frame_bytes: int = 256 * KIB) -> None:
+    def __init__(self, sink: Any, *, frame_bytes: int = 256 * KIB, level: int = _LEVEL) -> None:
         self._sink = sink
         self._frame_bytes = frame_bytes
-        self._compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True, write_content_size=True)
+        self._compressor = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
         self._lines: list[bytes] = []
         self._pending = 0
         self._offset = 0
@@ -275,6 +278,6 @@ def logical_digest(line: bytes, kind: str) -> bytes:
     """The 32 bytes that stand for a record of a kind in the logical root: SHA-256 of its line without the location members."""
     locations = _LOCATIONS.get(kind, {})
     if any(member in line for member in locations.values()):
-        members = msgspec.json.decode(line)
+        members = _MEMBERS.decode(line)
         line = encode({name: value for name, value in members.items() if name not in locations})
     return hashlib.sha256(line).digest()

@@ -35,10 +35,11 @@ class Texts(Sequence[str]):
     def __getitem__(self, place: slice) -> list[str]: ...
 
     def __getitem__(self, place: int | slice) -> str | list[str]:
+        data, ends = self._data, self._ends
         if isinstance(place, slice):
-            return [self[number] for number in range(*place.indices(len(self)))]
-        number = range(len(self))[place]
-        return self._data[self._ends[number] : self._ends[number + 1]].decode()
+            return [data[ends[number] : ends[number + 1]].decode() for number in range(*place.indices(len(self)))]
+        number = place if 0 <= place < len(ends) - 1 else range(len(self))[place]
+        return data[ends[number] : ends[number + 1]].decode()
 
 
 class Digests(Sequence[str]):
@@ -66,5 +67,5 @@ class Digests(Sequence[str]):
 
     def __getitem__(self, place: int | slice) -> str | list[str]:
         if isinstance(place, slice):
-            return [self.raw(number).hex() for number in range(*place.indices(len(self)))]
+            return [self._data[_DIGEST * n : _DIGEST * (n + 1)].hex() for n in range(*place.indices(len(self)))]
         return self.raw(range(len(self))[place]).hex()

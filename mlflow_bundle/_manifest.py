@@ -125,19 +125,24 @@ def ensure_marker(storage: Storage) -> Marker:
 
 def snapshot_stems(storage: Storage) -> list[str]:
     """The names of the snapshot files, newest first. A file that is no snapshot's is not among them."""
-    found = (_layout.snapshot_stem(path) for path in storage.list(_layout.SNAPSHOTS))
-    return sorted((stem for stem in found if stem is not None), reverse=True)
+    return list(_stems(storage))
 
 
-def load_snapshot(storage: Storage, stem: str, *, limits: Limits = DEFAULT_LIMITS) -> Committed:
-    """One snapshot by its name.
+def _stems(storage: Storage) -> dict[str, int]:
+    """The names of the snapshot files, newest first, and their bytes."""
+    found = ((_layout.snapshot_stem(path), size) for path, size in storage.list(_layout.SNAPSHOTS).items())
+    return dict(sorted(((stem, size) for stem, size in found if stem is not None), reverse=True))
+
+
+def load_snapshot(storage: Storage, stem: str, *, limits: Limits = DEFAULT_LIMITS, size: int | None = None) -> Committed:
+    """One snapshot by its name; ``size`` is what a listing said of it.
 
     Raises:
         CorruptError: its bytes do not match its name (it was never committed, or was damaged since).
         UnsupportedError: it needs a newer release.
     """
     path = _layout.snapshot_path(stem)
-    size = storage.size(path)
+    size = storage.size(path) if size is None else size
     if size is not None and size > limits.snapshot_bytes:
         raise LimitError(f"{path} has {size:,} bytes, more than {limits.snapshot_bytes:,}", code="E093")
     data = storage.read(path)
@@ -161,9 +166,9 @@ class _HeaderRequires(msgspec.Struct):
 
 def snapshots(storage: Storage, *, limits: Limits = DEFAULT_LIMITS) -> Iterator[Committed]:
     """The committed snapshots, newest first. One that does not match its name was never committed and is passed over."""
-    for stem in snapshot_stems(storage):
+    for stem, size in _stems(storage).items():
         try:
-            yield load_snapshot(storage, stem, limits=limits)
+            yield load_snapshot(storage, stem, limits=limits, size=size)
         except CorruptError as error:
             if error.code != "E020":
                 raise
@@ -189,10 +194,10 @@ def find_snapshot(storage: Storage, wanted: str | None, *, limits: Limits = DEFA
             f"{storage.url} has no snapshot yet", code="no-snapshot", hint="an interrupted pack is resumed by running it again"
         )
     text = wanted.removeprefix("sha256:")
-    stems = snapshot_stems(storage)
+    stems = _stems(storage)
     found = [stem for stem in stems if stem.startswith(text) or stem.rpartition("-")[2].startswith(text[:16])]
     if len(found) == 1:
-        committed = load_snapshot(storage, found[0], limits=limits)
+        committed = load_snapshot(storage, found[0], limits=limits, size=stems[found[0]])
         if committed.stem.startswith(text) or committed.digest.removeprefix("sha256:").startswith(text):
             return committed
         found = []  # the name holds only the beginning of the digest; the rest is another
@@ -202,8 +207,9 @@ def find_snapshot(storage: Storage, wanted: str | None, *, limits: Limits = DEFA
     )
 
 
-def read_verified(storage: Storage, path: str, *, limit: int) -> bytes:
-    """A whole object, checked against the SHA-256 that is its name.
+def read_verified(storage: Storage, path: str, *, limit: int, size: int | None = None) -> bytes:
+    """A whole object, checked against the SHA-256 that is its name. ``size`` is what the snapshot says of it: so many bytes are
+    read, and nobody asks the storage for it.
 
     Raises:
         CorruptError: it has other bytes.
@@ -212,10 +218,10 @@ def read_verified(storage: Storage, path: str, *, limit: int) -> bytes:
     expected = _layout.object_hex(path)
     if expected is None:
         raise CorruptError(f"{path!r} is not the path of an object", code="E021")
-    size = storage.size(path)
-    if size is not None and size > limit:
-        raise LimitError(f"{path} has {size:,} bytes, more than {limit:,}", code="E094")
-    data = storage.read(path)
+    known = storage.size(path) if size is None else size
+    if known is not None and known > limit:
+        raise LimitError(f"{path} has {known:,} bytes, more than {limit:,}", code="E094")
+    data = storage.read(path) if size is None else storage.read_range(path, 0, size)
     if hex_of(data) != expected:
         raise CorruptError(
             f"{path} does not have the SHA-256 of its name",

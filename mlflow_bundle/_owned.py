@@ -35,6 +35,12 @@ class FileRow(msgspec.Struct, frozen=True):
     stamp: str | None = None
 
 
+def _holds(texts: pa.StringArray, wanted: bytes) -> bool:
+    """Whether the bytes are in one of the texts, or at the border of two."""
+    data = texts.buffers()[2]
+    return data is not None and wanted in data.to_pybytes()
+
+
 def numbered(table: pa.Table, first: int) -> pa.Table:
     """Rows whose column ``owner`` counts from ``first`` instead of from 0."""
     if not first:
@@ -85,6 +91,8 @@ class OwnedRows:
         if name is None:
             return table
         column = table.column(name)
+        if not any(_holds(chunk, b"://") for chunk in column.chunks):
+            return table
         suspects = np.asarray(pc.match_substring(column, "://"))
         texts, changes = [], []
         for row, text in zip(np.flatnonzero(suspects).tolist(), column.filter(pa.array(suspects)).to_pylist(), strict=True):
@@ -180,10 +188,9 @@ class OwnedFiles:
 
     def end(self, until: int) -> None:
         """The owners below ``until`` that were not added have no files."""
-        for number in range(self._next, until):
-            self.table.will_cut(self._ids[number], 0)
-            self.table.end_owner(0, NO_FILES, cut=False)
-        self._next = max(self._next, until)
+        if until > self._next:
+            self.table.pass_over(until - self._next, NO_FILES)
+            self._next = until
 
     def _append(self) -> None:
         """Give the rows that were collected to the table."""

@@ -14,6 +14,7 @@ from mlflow_bundle._blobs import BlobWriter, KnownDigests
 from mlflow_bundle._codec import decode, decode_record, encode, logical_digest
 from mlflow_bundle._index import settle
 from mlflow_bundle._limits import DEFAULT_LIMITS, WRITER_TARGETS, Limits, Targets
+from mlflow_bundle._lookup import id_notes
 from mlflow_bundle._manifest import Committed, commit_snapshot
 from mlflow_bundle._merkle import MerkleTree, leaf, logical
 from mlflow_bundle._owned import FileRow, OwnedFiles, OwnedRows, numbered
@@ -258,7 +259,8 @@ class Packer:
         """The view of a records object whose records own tables."""
         spec, part = (RUNS_VIEW, self._runs_part) if kind.name == "run" else (ENTITY_VIEW, self._entities_part)
         with self._storage.stage() as staged:
-            writer = TableWriter(staged, spec)
+            ids = self._records[kind.name].ids[shard.first : shard.first + len(shard.lines)]
+            writer = TableWriter(staged, spec, notes=id_notes(ids))
             for start in range(0, len(shard.lines), _VIEW_BATCH):
                 writer.add(part(shard, kind, start, min(start + _VIEW_BATCH, len(shard.lines))))
             writer.close()

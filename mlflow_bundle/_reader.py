@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 from typing import Any, Final, NamedTuple
 
@@ -16,10 +16,11 @@ from mlflow_bundle import _layout
 from mlflow_bundle._codec import decode_frame, decode_record, line_kind, read_lines
 from mlflow_bundle._digests import hex_of
 from mlflow_bundle._limits import Limits
+from mlflow_bundle._lookup import Lookup, tail_of
 from mlflow_bundle._manifest import Committed, objects_of, read_verified
 from mlflow_bundle._owners import numbered_rows
 from mlflow_bundle._row_groups import CheckedTable, row_groups
-from mlflow_bundle._storage import Storage
+from mlflow_bundle._storage import TAIL, SparseFile, Storage
 from mlflow_bundle._table_specs import TABLES, TableSpec
 from mlflow_bundle._views import ENTITY_VIEW, RUNS_VIEW
 from mlflow_bundle.errors import CorruptError, NotFoundError
@@ -43,6 +44,8 @@ _PLACES: Final = [
     "file_object",
     "file_start",
 ]
+#: The columns of the view of runs without the digests of rows, which only comparisons need.
+_OF_RUNS: Final = [name for name in RUNS_VIEW.schema.names if name not in ("metric_digest", "file_digest")]
 _OWNER_KINDS: Final = {table: kind.name for kind in KINDS.values() for table in kind.tables if table != FILES}
 
 
@@ -70,6 +73,9 @@ class Reader:
         self._rows_by_id: dict[str, Mapping[str, int]] = {}
         #: The row group that was read last: object, number, rows.
         self._kept: tuple[str, int, pa.Table] | None = None
+        self._lookups: dict[str, Lookup] = {}
+        #: Table objects of which only pieces were read.
+        self._opened: dict[str, CheckedTable] = {}
 
     @cached_property
     def objects(self) -> list[ObjectRef]:
@@ -85,7 +91,7 @@ class Reader:
     def records(self, kind: str) -> Iterator[Record]:
         """The records of a kind in archive order, an object at a time."""
         for ref in self.refs(_layout.RECORDS, kind):
-            data = read_verified(self._storage, ref.path, limit=self.limits.records_bytes)
+            data = read_verified(self._storage, ref.path, limit=self.limits.records_bytes, size=ref.size)
             for line in read_lines(data, name=ref.path, limits=self.limits):
                 if line_kind(line, name=ref.path) != kind:
                     raise CorruptError(f"{ref.path} holds another kind than {kind}", code="E031")
@@ -127,12 +133,22 @@ class Reader:
         if kind not in self._views:
             refs = self.refs(_layout.VIEWS, kind)
             if kind == "run":
-                parts = [RUNS_VIEW.schema.empty_table(), *(self.table(ref, RUNS_VIEW) for ref in refs)]
+                parts = [_schema(RUNS_VIEW, _OF_RUNS).empty_table(), *(self.table(ref, RUNS_VIEW, _OF_RUNS) for ref in refs)]
             else:
                 parts = [part for ref in refs for part in self._groups(ref, ENTITY_VIEW, _PLACES)]
                 parts = parts or [ENTITY_VIEW.schema.empty_table().select(_PLACES)]
             self._views[kind] = pa.concat_tables(parts).unify_dictionaries().combine_chunks()
         return self._views[kind]
+
+    def view_columns(self, kind: str, columns: Sequence[str]) -> pa.Table:
+        """Some columns of the view of a kind, read without the others (and without checking SHA-256) if it was not read yet."""
+        if kind in self._views:
+            return self._views[kind].select(list(columns))
+        spec = RUNS_VIEW if kind == "run" else ENTITY_VIEW
+        opened = [self._pieces_of(ref, spec) for ref in self.refs(_layout.VIEWS, kind)]
+        schema = _schema(spec, columns)
+        parts = [table.read(group, columns).cast(schema) for table in opened for group in range(len(table.rows))]
+        return pa.concat_tables([schema.empty_table(), *parts])
 
     def digests(self, kind: str) -> pa.Table:
         """``id``, then the digests (hex) of the record and of the rows in each table that the kind owns, in archive order."""
@@ -171,7 +187,7 @@ class Reader:
         return pa.concat_tables([schema.empty_table(), *(group.cast(schema) for group in groups)])
 
     def _groups(self, ref: ObjectRef, spec: TableSpec, columns: Sequence[str] | None) -> Iterator[pa.Table]:
-        data = pa.BufferReader(read_verified(self._storage, ref.path, limit=self.limits.table_bytes))
+        data = pa.BufferReader(read_verified(self._storage, ref.path, limit=self.limits.table_bytes, size=ref.size))
         return row_groups(data, spec, name=ref.path, limits=self.limits, columns=columns)
 
     def whole(self, table: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -202,6 +218,8 @@ class Reader:
         """
         spec = TABLES[table]
         schema = _schema(spec, columns)
+        if len(ids) == 1 and kind not in self._views and (found := self._looked_up(kind, table, ids[0])) is not None:
+            return found.select(schema.names)
         rows = pa.concat_tables([spec.schema.empty_table(), *(p.cast(spec.schema) for p in self.stretches(kind, table, ids))])
         strangers = pc.invert(pc.is_in(rows.column(spec.owner), value_set=pa.array(ids, pa.string())))
         if table == FILES:
@@ -209,6 +227,61 @@ class Reader:
         if pc.any(strangers).as_py():
             raise CorruptError(f"{table} has other rows where the view of {kind} says", code="E060", hint="verify the bundle")
         return rows.select(schema.names)
+
+    # -- one owner, without the view -------------------------------------------------------------------------------
+
+    def _looked_up(self, kind: str, table: str, identity: str) -> pa.Table | None:
+        """The rows of one owner by the digests in the footers of the views; None where these do not lead to it."""
+        spec, prefix = TABLES[table], _prefix(kind, table)
+        view, id_column = (RUNS_VIEW, "run_id") if kind == "run" else (ENTITY_VIEW, "id")
+        if kind not in self._lookups:
+            self._lookups[kind] = Lookup(self.refs(_layout.VIEWS, kind), lambda ref: self._pieces_of(ref, view))
+        for ref, row in self._lookups[kind].candidates(identity):
+            opened = self._pieces_of(ref, view)
+            ((group, first, last),) = _parts(opened.rows, [Place(ref.path, row, 1)], ref.path)
+            place = opened.read(group, [f"{prefix}_object", f"{prefix}_start"]).slice(first, last - first).to_pylist()[0]
+            path, start = place.values()
+            if path is None:
+                if opened.read(group, [id_column]).column(id_column)[first].as_py() == identity:
+                    return spec.schema.empty_table()
+            elif (found := self._from(path, start, kind, spec, identity)) is not None:
+                return found
+        return None
+
+    def _from(self, path: str, start: int, kind: str, spec: TableSpec, identity: str) -> pa.Table | None:
+        """The rows of an owner, which begin with this row of a table object; None where they are another's."""
+        ref = next((ref for ref in self.refs(spec.role) if ref.path == path), None)
+        if ref is None:
+            raise CorruptError(f"the view of {kind} names {path!r}, which is no object of the snapshot", code="E021")
+        opened, parts = self._pieces_of(ref, spec), [spec.schema.empty_table()]
+        ends = np.cumsum(opened.rows)
+        first_group = int(np.searchsorted(ends, start, side="right"))
+        for group in range(first_group, len(opened.rows)):
+            rows = self._group(opened, path, group)
+            own = np.asarray(_of_owner(rows, spec, kind, identity))
+            offset = start - (int(ends[group]) - opened.rows[group]) if group == first_group else 0
+            if group == first_group and offset and own[offset - 1]:
+                raise CorruptError(f"{path} has rows of {kind} {identity} before those that the view says", code="E060")
+            others = np.flatnonzero(~own[offset:])
+            count = int(others[0]) if len(others) else len(own) - offset
+            parts.append(rows.slice(offset, count).cast(spec.schema))
+            if len(others):
+                break
+        return pa.concat_tables(parts) if sum(part.num_rows for part in parts) else None
+
+    def _pieces_of(self, ref: ObjectRef, spec: TableSpec) -> CheckedTable:
+        """A table object of which only pieces will be read."""
+        if ref.path not in self._opened:
+            tail = tail_of(ref) if spec.role == _layout.VIEWS else TAIL
+            file = SparseFile(partial(self._storage.read_range, ref.path), ref.size, tail=tail)
+            self._opened[ref.path] = CheckedTable(file, spec, name=ref.path, limits=self.limits)
+        return self._opened[ref.path]
+
+    def _group(self, table: CheckedTable, path: str, group: int) -> pa.Table:
+        """A row group; that which was read last is kept."""
+        if self._kept is None or self._kept[:2] != (path, group):
+            self._kept = (path, group, table.read(group))
+        return self._kept[2]
 
     def stretches(self, kind: str, table: str, ids: Iterable[str]) -> Iterator[pa.Table]:
         """The rows of some owners in order, bounded; neighbours in one object are read together, and repeated strings are
@@ -224,9 +297,7 @@ class Reader:
     def _pieces(self, table: CheckedTable, places: Iterable[Place], path: str) -> Iterator[pa.Table]:
         """The rows at these places of an object, those that follow each other in one row group together."""
         for group, stretches in groupby(_parts(table.rows, places, path), key=lambda part: part[0]):
-            if self._kept is None or self._kept[:2] != (path, group):
-                self._kept = (path, group, table.read(group))
-            rows = self._kept[2]
+            rows = self._group(table, path, group)
             ranges = [(first, last) for _, first, last in stretches]
             if len(ranges) == 1:
                 ((first, last),) = ranges
@@ -243,6 +314,12 @@ class Reader:
 def _prefix(kind: str, table: str) -> str:
     """How the columns about a table are named in the view of a kind."""
     return "file" if table == FILES else "metric" if kind == "run" else "table"
+
+
+def _of_owner(rows: pa.Table, spec: TableSpec, kind: str, identity: str) -> pa.ChunkedArray:
+    """Which rows are those of an owner."""
+    own = pc.equal(rows.column(spec.owner), identity)
+    return pc.and_(own, pc.equal(rows.column("owner_kind"), kind)) if spec.name == FILES else own
 
 
 def _schema(spec: TableSpec, columns: Sequence[str] | None) -> pa.Schema:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import pyarrow as pa
@@ -35,6 +35,8 @@ class CheckedTable:
         groups = range(self._table.num_row_groups)
         #: How many rows each row group has.
         self.rows: list[int] = [self._table.metadata.row_group(group).num_rows for group in groups]
+        #: Its key_value_metadata.
+        self.notes: Mapping[bytes, bytes] = metadata.metadata or {}
 
     def read(self, group: int, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of one row group, all columns of the specification or these; strings that repeat stay dictionary-encoded."""

@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
 import pyarrow as pa
 
 from mlflow_bundle import _layout
+from mlflow_bundle._checksum import Checksum
 from mlflow_bundle._compact import Digests
 from mlflow_bundle._limits import DEFAULT_LIMITS
-from mlflow_bundle._owners import owner_digests
 from mlflow_bundle._storage import Staged, Storage
 from mlflow_bundle._table_specs import TableSpec
-from mlflow_bundle._tables import TableWriter, open_table
+from mlflow_bundle._tables import TableWriter, batches, open_table
 from mlflow_bundle.errors import LimitError, StorageError
 from mlflow_bundle.records import ObjectRef
 
@@ -77,6 +78,10 @@ class OwnerTable:
         self._largest = largest
         self._staged: Staged | None = None
         self._writer: TableWriter | None = None
+        self._checksum = Checksum(spec)
+        #: Encodes rows while the caller prepares the next ones.
+        self._encoding = ThreadPoolExecutor(1, thread_name_prefix="mlflow-bundle-encoding")
+        self._appending: Future[None] | None = None
         self._first = 0
         self._rows = 0
         self.owners = OwnerRows()
@@ -91,7 +96,15 @@ class OwnerTable:
         if self._writer is None:
             self._staged = self._storage.stage()
             self._writer = TableWriter(self._staged, self._spec)
-        self._writer.add(table)
+            self._checksum = Checksum(self._spec)
+        self._settle()
+        self._appending = self._encoding.submit(_encode, table, self._writer, self._checksum)
+
+    def _settle(self) -> None:
+        """Wait until the rows so far are encoded."""
+        appending, self._appending = self._appending, None
+        if appending is not None:
+            appending.result()
 
     def will_cut(self, owner: str, rows: int) -> bool:
         """End an owner for the cutter: True when its object ends with it. Follow with ``end_owner``."""
@@ -106,6 +119,11 @@ class OwnerTable:
         self._rows += rows
         if cut:
             self._close_object()
+
+    def pass_over(self, owners: int, digest: str) -> None:
+        """The next owners have no rows; ``digest`` is that of nothing. They end no object."""
+        for _ in range(owners):
+            self.end_owner(0, digest, cut=False)
 
     def reuse(self, ref: ObjectRef, rows: Sequence[int], digests: Sequence[str]) -> None:
         """Take over an object that already holds just the next owners."""
@@ -124,6 +142,7 @@ class OwnerTable:
         last = len(self.owners.rows) - 1
         if self._writer is None or self._staged is None:
             return
+        self._settle()
         with self._staged as staged:
             self._writer.close()
             staged.finish()
@@ -149,10 +168,10 @@ class OwnerTable:
     def _self_check(self, staged: Staged, path: str) -> None:
         """Decode what was encoded: a broken encoder or bad memory must not reach an archive."""
         with staged.reopen() as file:
-            table = open_table(file, self._spec, name=path, dictionaries=True)
-            found = [(rows, digest) for _, rows, digest in owner_digests(table, self._spec)]
-        owners = zip(self.owners.rows[self._first :], self.owners.digests[self._first :], strict=True)
-        if found != [owner for owner in owners if owner[0]]:
+            found = Checksum(self._spec)
+            for rows in batches(open_table(file, self._spec, name=path, dictionaries=True)):
+                found.add(rows)
+        if self._writer is None or self._writer.rows != self._rows or found.sums != self._checksum.sums:
             raise StorageError(
                 f"{path} does not read back as it was written", code="self-check", hint="check memory and disk, run again"
             )
@@ -160,10 +179,17 @@ class OwnerTable:
     def close(self) -> None:
         """End the last object."""
         self._close_object()
+        self._encoding.shutdown()
 
     def abort(self) -> None:
         """Discard what is not put in place yet."""
+        self._encoding.shutdown(cancel_futures=True)
         if self._writer is not None:
             self._writer.abandon()
         if self._staged is not None:
             self._staged.__exit__(None, None, None)
+
+
+def _encode(table: pa.Table, writer: TableWriter, checksum: Checksum) -> None:
+    writer.add(table)
+    checksum.add(table)

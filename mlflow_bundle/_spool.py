@@ -29,6 +29,8 @@ LATEST_SCHEMA: Final = pa.schema(
 
 #: Its own bytes a spool reads whatever their size.
 _UNLIMITED: Final = Limits(frame_bytes=2**62, frame_ratio=2**62)
+#: The level of zstd for what is read once or twice and then gone.
+_FAST: Final = 1
 
 
 class LineSpool:
@@ -36,7 +38,7 @@ class LineSpool:
 
     def __init__(self) -> None:
         self._file: BinaryIO = tempfile.TemporaryFile(prefix="mlflow-bundle-")
-        self._writer = LinesWriter(self._file)
+        self._writer = LinesWriter(self._file, level=_FAST)
         self._complete = False
 
     def add(self, line: bytes) -> None:

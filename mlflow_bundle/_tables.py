@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -29,11 +30,13 @@ _SCHEMA_KEY: Final = b"mlflow_bundle.schema"
 class TableWriter:
     """Writes one Parquet object of a role, row group by row group.
 
-    ``sink`` is any binary file object; it is not closed. Rows must come in the order of the specification.
+    ``sink`` is any binary file object; it is not closed. Rows must come in the order of the specification. ``notes`` go into
+    the key_value_metadata.
     """
 
-    def __init__(self, sink: Any, spec: TableSpec) -> None:
+    def __init__(self, sink: Any, spec: TableSpec, *, notes: Mapping[bytes, bytes] = MappingProxyType({})) -> None:
         self.spec = spec
+        self._notes = notes
         self.rows = 0
         self._pending: list[pa.Table] = []
         self._pending_rows = self._pending_bytes = 0
@@ -113,7 +116,7 @@ class TableWriter:
         """Write what is left and the footer."""
         try:
             self._drain(last=True)
-            self._writer.add_key_value_metadata({_SCHEMA_KEY: self.spec.name.encode()})
+            self._writer.add_key_value_metadata({_SCHEMA_KEY: self.spec.name.encode(), **self._notes})
             self._writer.close()
         except BaseException:
             self.abandon()

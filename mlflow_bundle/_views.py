@@ -94,11 +94,12 @@ def _places(places: Sequence[Place]) -> dict[str, Any]:
 
 def _rows(name: str, rows: OwnerRows | None, owners: range) -> dict[str, Any]:
     """What a view says of the rows of a table."""
-    columns = {
-        "rows": [rows.rows[i] if rows else 0 for i in owners],
-        "digest": [rows.digests[i] if rows else NO_ROWS for i in owners],
-        "object": [rows.objects[i] if rows else None for i in owners],
-        "start": [rows.starts[i] if rows else 0 for i in owners],
+    some, count = slice(owners.start, owners.stop), len(owners)
+    columns: dict[str, Any] = {
+        "rows": rows.rows[some] if rows else [0] * count,
+        "digest": rows.digests[some] if rows else [NO_ROWS] * count,
+        "object": rows.objects[some] if rows else [None] * count,
+        "start": rows.starts[some] if rows else [0] * count,
     }
     return {f"{name}_{what}": column for what, column in columns.items()}
 

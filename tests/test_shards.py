@@ -210,11 +210,11 @@ def test_writing_the_same_twice_adds_nothing(tmp_path: Path) -> None:
 
 
 def test_rows_that_are_not_what_was_said_are_refused(tmp_path: Path) -> None:
-    """When the rows that were encoded have another digest than that of the owner, the self-check fails and nothing is put."""
+    """When there are not as many rows as the owner was said to have, the self-check fails and nothing is put."""
     with local(tmp_path) as storage:
         table = OwnerTable(storage, FILES, Cutter(10**6))
         table.append(file_table("a", 2))
-        table.end_owner(2, files_digest(file_rows("b", 2)), cut=False)
+        table.end_owner(3, files_digest(file_rows("a", 3)), cut=False)
         with pytest.raises(StorageError) as raised:
             table.close()
         assert raised.value.code == "self-check"

@@ -46,6 +46,14 @@ class Storage(abc.ABC):
     #: Where the bundle is, for messages: as given, without credentials.
     url: str
 
+    #: Whether it is a folder in one file.
+    is_one_file: bool = False
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of this machine that it is; None for anything else."""
+        return None
+
     @abc.abstractmethod
     def read(self, path: str) -> bytes:
         """All bytes of a file.

@@ -48,6 +48,10 @@ class LocalStorage(Storage):
             with self._failing("create", self.url):
                 make_folder(root)
 
+    @property
+    def folder(self) -> Path:
+        return self._root
+
     def read(self, path: str) -> bytes:
         with self._finding(path):
             return self._path(path).read_bytes()

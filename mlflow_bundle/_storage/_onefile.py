@@ -40,6 +40,8 @@ _ROUNDS: Final = 10
 class OneFileStorage(Storage):
     """One ZIP file. Until ``flush`` nothing of it changes; what was put or committed before is read from its staging."""
 
+    is_one_file = True
+
     def __init__(self, place: Place) -> None:
         self.url = place.url
         self._place = place

@@ -13,8 +13,9 @@ from typing import BinaryIO, Final
 import click
 from fsspec.callbacks import Callback
 
-from mlflow_bundle._bundle import Bundle, open_bundle
+from mlflow_bundle._bundle import open_bundle
 from mlflow_bundle._unsafe import collisions, why_not_written
+from mlflow_bundle.cli._contents import Contents
 from mlflow_bundle.cli._options import (
     bundle_argument,
     common,
@@ -25,7 +26,7 @@ from mlflow_bundle.cli._options import (
     storage_option,
 )
 from mlflow_bundle.cli._output import State, bytes_text, clean, plain, plural, problem_lines, say
-from mlflow_bundle.cli._paths import Catalog, FileEntry, Place
+from mlflow_bundle.cli._paths import FileEntry
 from mlflow_bundle.cli._progress import progress
 from mlflow_bundle.errors import BundleError, CorruptError, NotFoundError, UsageError
 from mlflow_bundle.records import Problem
@@ -63,21 +64,18 @@ def get(
     snapshot: str | None,
     storage_option: Sequence[str],
 ) -> int:
-    """Copy a file or a folder of a run to DEST.
+    """Copy a file or a folder to DEST.
 
-    PATH is EXPERIMENT/RUN/artifacts/..., as in `ls`; a run alone means all its files. What lies in a folder is put into DEST,
+    PATH is EXPERIMENT/RUN/artifacts/..., as in `ls`; a run alone means all its files. A path of mlflow-bundle:// does too, such
+    as models/NAME/VERSION, logged_models/ID or tables. What lies in a folder is put into DEST,
     which is made. A file is written to DEST, or into it where DEST is a folder. Paths that would leave DEST, or that collide,
     are refused before anything is written; a file appears only when its SHA-256 is right.
     """
     with open_bundle(bundle, snapshot=snapshot, storage_options=options_of(storage_option)) as archive:
-        place = Catalog(archive).find(path)
-        if place.run is None:
-            raise UsageError(
-                f"{path or 'the bundle'!r} is not a file or folder of a run", hint="`mlflow-bundle ls` shows the runs"
-            )
-        copies = _plan(place, destination, force=force)
+        contents = Contents(archive, path, hint="`mlflow-bundle ls` shows the runs")
+        copies = _plan(contents, destination, force=force)
         with progress(state, "copying") as callback:
-            problems = _copy(archive, place, copies, callback)
+            problems = _copy(contents, copies, callback)
         missing = {problem.path for problem in problems}
         written = [copy for copy in copies if copy.file.path not in missing]
         size = sum(copy.file.size for copy in written)
@@ -86,7 +84,7 @@ def get(
                 {
                     "bundle": archive.url,
                     "snapshot": archive.snapshot_id,
-                    "run_id": place.run["run_id"],
+                    **({"run_id": contents.run["run_id"]} if contents.run else {}),
                     "destination": str(destination),
                     "files": [{**plain(copy.file), "target": str(copy.target)} for copy in written],
                     "file_bytes": size,
@@ -100,24 +98,21 @@ def get(
     return 3 if problems else 0
 
 
-def _plan(place: Place, destination: Path, *, force: bool) -> list[_Copy]:
+def _plan(contents: Contents, destination: Path, *, force: bool) -> list[_Copy]:
     """Where each file goes; nothing was written yet.
 
     Raises:
         CorruptError: paths that would leave ``destination``, or collide there.
         UsageError: files that exist.
     """
-    if place.file is not None:
-        name = place.file.path.rpartition("/")[2]
-        names = {place.file.path: name}
-        copies = [_Copy(place.file, destination / name if destination.is_dir() else destination)]
+    if contents.single:
+        ((file, name),) = contents.names
+        copies = [_Copy(file, destination / name if destination.is_dir() else destination)]
     else:
-        below = f"{place.inner}/" if place.inner else ""
-        names = {file.path: file.path[len(below) :] for file in place.files}
-        copies = [_Copy(file, destination / names[file.path]) for file in place.files]
-    refused = ((path, why_not_written(path) or why_not_written(name)) for path, name in names.items())
+        copies = [_Copy(file, destination / name) for file, name in contents.names]
+    refused = ((file.path, why_not_written(file.path) or why_not_written(name)) for file, name in contents.names)
     bad = [f"{path!r} {why}" for path, why in refused if why]
-    bad += [f"{name!r} collides with another path on many disks" for name in collisions(names.values())]
+    bad += [f"{name!r} collides with another path on many disks" for name in collisions([name for _, name in contents.names])]
     if bad:
         more = f", and {len(bad) - 1:,} more such paths" if len(bad) > 1 else ""
         raise CorruptError(
@@ -125,7 +120,7 @@ def _plan(place: Place, destination: Path, *, force: bool) -> list[_Copy]:
             code="hostile-path",
             hint="`mlflow-bundle cat` prints single files, whatever their names",
         )
-    if place.file is None:
+    if not contents.single:
         _stay_inside(copies, destination)
     there = [copy.target for copy in copies if copy.target.exists() or copy.target.is_symlink()]
     if there and not force:
@@ -142,44 +137,26 @@ def _stay_inside(copies: Sequence[_Copy], destination: Path) -> None:
             raise UsageError(f"{folder} leads out of {destination}; nothing was written", hint="choose an empty folder")
 
 
-def _copy(archive: Bundle, place: Place, copies: Sequence[_Copy], callback: Callback) -> list[Problem]:
+def _copy(contents: Contents, copies: Sequence[_Copy], callback: Callback) -> list[Problem]:
     """Write the files one after the other. What the bundle lacks, or has damaged, is reported and the rest is written."""
-    assert place.run is not None
     phase = callback.branched("bytes", "")
     phase.set_size(sum(copy.file.size for copy in copies))
     problems = []
+    run = contents.run
+    owner = (
+        {"kind": "run", "id": run["run_id"], "experiments": (run["experiment_id"],), "runs": (run["run_id"],)} if run else {}
+    )
     for copy in copies:
         try:
-            with archive.blobs.open(_content(copy.file)) as stream, _appearing(copy.target) as out:
+            with contents.open(copy.file) as stream, _appearing(copy.target) as out:
                 while data := stream.read(_CHUNK):
                     out.write(data)
                     phase.relative_update(len(data))
         except (NotFoundError, CorruptError) as error:
-            run = place.run
-            problems.append(
-                Problem(
-                    code=error.code,
-                    message=f"{copy.file.path!r} was not written: {error.message}",
-                    kind="run",
-                    id=run["run_id"],
-                    path=copy.file.path,
-                    experiments=(run["experiment_id"],),
-                    runs=(run["run_id"],),
-                )
-            )
+            message = f"{copy.file.path!r} was not written: {error.message}"
+            problems.append(Problem(code=error.code, message=message, path=copy.file.path, **owner))
     phase.close()
     return problems
-
-
-def _content(file: FileEntry) -> str:
-    """The SHA-256 of a file.
-
-    Raises:
-        NotFoundError: the bundle has no content for it.
-    """
-    if file.sha256 is None:
-        raise NotFoundError("it could not be read when it was packed", code="file-missing")
-    return file.sha256
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from mlflow_bundle.cli._options import (
 )
 from mlflow_bundle.cli._output import State, bytes_text, clean, kind_text, plain, plural, problem_lines, put, say
 from mlflow_bundle.cli._progress import progress
+from mlflow_bundle.entities import Experiment
 
 if TYPE_CHECKING:
     from mlflow_bundle.tracking import EntityOutcome, UnpackReport
@@ -34,7 +35,7 @@ __all__ = ["unpack"]
 @bundle_argument
 @selection
 @click.option("--rename", metavar="OLD=NEW", type=LINES, multiple=True, help="Another name for an experiment; can be repeated.")
-@click.option("--workspace", metavar="NAME", help="Where everything goes, on a target that has workspaces.")
+@click.option("--workspace", metavar="NAME", help="Put everything into this workspace. [default: where it was]")
 @click.option("--online-scoring", is_flag=True, help="Restore the sample rates of scorers, which then judge and may cost.")
 @tracking_option
 @snapshot_option
@@ -74,8 +75,8 @@ def unpack(state: State, /, bundle: str, *, snapshot: str | None, rename: Sequen
 
     def archived_names() -> list[str]:
         with open_bundle(bundle, snapshot=snapshot, storage_options=storage_options) as archive:
-            names: list[str] = archive.experiments().column("name").to_pylist()
-            return names
+            experiments = [record for record in archive.records("experiment") if isinstance(record, Experiment)]
+            return [name for one in experiments for name in (one.name, f"{one.workspace or 'default'}/{one.name}")]
 
     with progress(state, "comparing archive and target") as callback:
         report = unpack_bundle(

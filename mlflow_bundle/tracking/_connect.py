@@ -101,7 +101,7 @@ def connect_target(
 
     Raises:
         UnsupportedError: a file store, which can only be read.
-        UsageError: ``artifact_root`` or ``workspace`` for a server.
+        UsageError: ``artifact_root`` for a server.
     """
     if is_file_store(uri):
         raise UnsupportedError(
@@ -119,10 +119,8 @@ def connect_target(
             storage_options=artifact_storage_options,
             workspace=workspace,
         )
-    from mlflow_bundle.tracking.rest._write import RestTarget  # noqa: PLC0415
+    from mlflow_bundle.tracking.rest._workspace_write import rest_target  # noqa: PLC0415
 
     if artifact_root is not None:
         raise UsageError("artifact_root is for databases; a tracking server decides where its artifacts lie")
-    if workspace is not None:
-        raise UsageError("a workspace can be chosen for a database only", hint="a server puts everything into its default one")
-    return RestTarget(uri, bundle_id=bundle_id, storage_options=artifact_storage_options, jobs=jobs)
+    return rest_target(uri, bundle_id=bundle_id, storage_options=artifact_storage_options, jobs=jobs, workspace=workspace)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -12,17 +12,21 @@ import pyarrow as pa
 from mlflow_bundle._bundle import Bundle
 from mlflow_bundle._series import segments
 from mlflow_bundle.entities import ModelVersion, Record
-from mlflow_bundle.kinds import KINDS, record_id
+from mlflow_bundle.kinds import KINDS, Reference, record_id
 from mlflow_bundle.records import Problem
 from mlflow_bundle.tracking._gather import Gathered
-from mlflow_bundle.tracking._port import EntityResult, IdMap, MlflowTarget, PlannedEntity, RestoreOptions
+from mlflow_bundle.tracking._left_out import LeftOut, name_collisions
+from mlflow_bundle.tracking._port import LEFT_OUT, EntityResult, IdMap, MlflowTarget, PlannedEntity, RestoreOptions
+from mlflow_bundle.tracking._workspaces import Homes
 
-__all__ = ["EntityOutcome", "EntityRestore", "entity_problems"]
+__all__ = ["EntityOutcome", "EntityRestore", "entity_problems", "in_restore_order"]
 
 _BATCH: Final = 500
 _FILES: Final = "files/1"
 #: Of secrets only the names are archived, and no target gets them.
 _SECRETS: Final = "gateway_secret"
+#: A scorer that asks an endpoint of the gateway cannot be made before that.
+_BEFORE_SCORERS: Final = (_SECRETS, "gateway_model_definition", "gateway_endpoint")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,24 +53,46 @@ class _Tally:
     file_bytes: int = 0
 
 
-def entity_problems(gathered: Gathered, target: MlflowTarget) -> list[Problem]:
-    """What of the entities the target cannot hold, found out before the first write: whole kinds, then records."""
-    problems: list[Problem] = []
+def in_restore_order(kinds: Iterable[str]) -> list[str]:
+    """Kinds in the order in which they are restored: that of their rank, but the gateway comes before what asks it."""
+    scorer = KINDS["scorer"].rank
+    return sorted(kinds, key=lambda kind: (scorer - 1 if kind in _BEFORE_SCORERS else KINDS[kind].rank, KINDS[kind].rank))
+
+
+def entity_problems(gathered: Gathered, target: MlflowTarget, left_out: LeftOut, homes: Homes) -> list[Problem]:
+    """What of the entities the target cannot hold, found out before the first write: names, whole kinds, then records.
+
+    What does not arrive at all is added to ``left_out``.
+    """
+    problems = name_collisions(gathered, homes)
+    for problem in problems:
+        left_out.add(problem.kind, problem.id)
     offered = target.kinds()
-    for kind in gathered.kinds():
-        if kind == _SECRETS or (kind not in offered and _is_default_workspace(gathered, kind)):
+    for kind in in_restore_order(gathered.kinds()):
+        if kind not in offered and (kind == _SECRETS or _is_default_workspace(gathered, kind)):
             continue
         if kind not in offered:
             problems.append(
                 Problem(
                     code="kind-not-held",
                     kind=kind,
-                    message=f"{gathered.counts[kind]:,} {kind} records: {target.description.uri} has no such thing",
+                    message=f"{gathered.counts[kind]:,} {kind} records: {target.description.uri} has no place for them",
                 )
             )
             continue
+        without: Counter[Reference] = Counter()
         for record in gathered.records(kind):
-            problems += target.cannot_hold(record)
+            if kind == "workspace" and not homes.keeps(record_id(record)):
+                continue
+            if reason := left_out.because_of(record):
+                without[reason] += 1
+                left_out.add(kind, record_id(record))
+                continue
+            found = target.cannot_hold(record)
+            problems += found
+            if any(problem.code == LEFT_OUT for problem in found):
+                left_out.add(kind, record_id(record))
+        problems += left_out.problems(kind, without)
     return problems
 
 
@@ -74,10 +100,19 @@ class EntityRestore:
     """Restores the gathered entities of an archive and tallies the results."""
 
     def __init__(
-        self, archive: Bundle, target: MlflowTarget, gathered: Gathered, *, ids: IdMap, options: RestoreOptions
+        self,
+        archive: Bundle,
+        target: MlflowTarget,
+        gathered: Gathered,
+        *,
+        ids: IdMap,
+        options: RestoreOptions,
+        left_out: LeftOut,
+        homes: Homes,
     ) -> None:
         self._archive, self._target, self._gathered = archive, target, gathered
         self._ids, self._options = ids, options
+        self._left_out, self._homes = left_out, homes
         self._tallies: dict[str, _Tally] = {}
         self.problems: list[Problem] = []
         self.notes: Counter[str] = Counter()
@@ -85,7 +120,7 @@ class EntityRestore:
     def restore(self, kind: str, progress: Callable[[int], object]) -> None:
         """Restore all entities of one kind, batch by batch."""
         tally = self._tallies.setdefault(kind, _Tally())
-        if kind == _SECRETS:
+        if kind == _SECRETS and kind not in self._target.kinds():
             tally.actions["left out"] += self._gathered.counts[kind]
             names = ", ".join(sorted(str(getattr(record, "secret_name", "")) for record in self._gathered.records(kind)))
             self.notes[f"secrets of the gateway are never archived; type them in again: {names}"] += 1
@@ -97,12 +132,31 @@ class EntityRestore:
             tally.actions["left out"] += self._gathered.counts[kind]
             return
         for batch in self._batches(kind):
+            sent = self._arriving(kind, batch)
             results = self._target.restore_entities(
-                kind, self._planned(kind, batch), self._ids, self._archive.blobs.open, self._options
+                kind, self._planned(kind, sent), self._ids, self._archive.blobs.open, self._options
             )
             for result in results:
                 self.take(result)
             progress(len(batch))
+
+    def _arriving(self, kind: str, batch: Sequence[Record]) -> list[Record]:
+        """The records of a batch without those that are left out, which are counted and told of."""
+        if kind == "workspace":
+            kept = [record for record in batch if self._homes.keeps(record_id(record))]
+            if len(kept) != len(batch):
+                self.notes[f"archived workspaces are not made, because everything goes into {self._homes.wanted!r}"] += 1
+                self._tallies[kind].actions["left out"] += len(batch) - len(kept)
+            return kept
+        reasons = [self._left_out.because_of(record) for record in batch]
+        counts = Counter(reason for reason in reasons if reason is not None)
+        self._tallies[kind].actions["left out"] += counts.total()
+        self.problems += self._left_out.problems(kind, counts)
+        return [record for record, reason in zip(batch, reasons, strict=True) if reason is None]
+
+    def leave_out(self, kind: str, identity: str) -> None:
+        """Leave out what belongs to this one, which the target does not have."""
+        self._left_out.add(kind, identity)
 
     def take(self, result: EntityResult) -> None:
         """Count a result."""
@@ -110,6 +164,8 @@ class EntityRestore:
         tally.actions[result.action] += 1
         if result.target_id is not None:
             self._ids.add(result.kind, result.source_id, result.target_id)
+        if result.action in ("failed", "left out"):
+            self._left_out.add(result.kind, result.source_id)
         if result.action in ("restored", "merged"):
             tally.rows += result.rows
             tally.files += result.files

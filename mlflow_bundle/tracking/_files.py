@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import BinaryIO, Final, NamedTuple
 
 import msgspec
@@ -18,6 +19,7 @@ from mlflow_bundle._spool import LineSpool
 from mlflow_bundle.errors import AuthError, BundleError, ServerError, UsageError
 from mlflow_bundle.records import KINDS, Problem, Record, record_id
 from mlflow_bundle.tracking._port import ArtifactStore, FileInfo, MlflowSource
+from mlflow_bundle.tracking.artifacts._own import NoArtifacts
 
 __all__ = ["Located", "Owner", "pack_files"]
 
@@ -48,8 +50,7 @@ class Located:
 
     def add(self, record: Record) -> None:
         """Note the next entity of its kind, in archive order."""
-        lists = [name for name in record.__struct_fields__ if isinstance(getattr(record, name), tuple)]
-        self._spool.add(encode(msgspec.structs.replace(record, **dict.fromkeys(lists, ()))))
+        self._spool.add(encode(msgspec.structs.replace(record, **_without_lists(type(record)))))
 
     def owners(self) -> Iterator[Owner]:
         """All of them, in the order in which they came. Nothing can be added afterwards."""
@@ -61,6 +62,12 @@ class Located:
     def close(self) -> None:
         """Remove the temporary file."""
         self._spool.close()
+
+
+@cache
+def _without_lists(kind: type[Record]) -> dict[str, tuple[()]]:
+    """Nothing for every field of a record that is a list."""
+    return {field.name: () for field in msgspec.structs.fields(kind) if field.default == ()}
 
 
 @dataclass(slots=True)
@@ -95,15 +102,23 @@ class _Content:
 
 
 def pack_files(
-    source: MlflowSource, owners: Iterator[Owner], packer: Packer, executor: Executor, *, workers: int, blob_bytes: int
-) -> Iterator[tuple[Owner, Sequence[FileRow], Sequence[Problem]]]:
-    """Store the files of the entities, each kind in archive order, and add their listings. Yields each entity with its files
-    and problems.
+    source: MlflowSource,
+    owners: Iterator[Owner],
+    packer: Packer,
+    executor: Executor,
+    *,
+    workers: int,
+    blob_bytes: int,
+    without: Callable[[Owner], object],
+) -> Iterator[tuple[Sequence[FileRow], Sequence[Problem]]]:
+    """Store the files of the entities, each kind in archive order, and add their listings. Yields the files and problems of
+    each entity. ``without`` is called for those that have neither.
 
     Raises:
         AuthError, UsageError: no file at all could be read.
     """
-    listings = bounded_map(executor, lambda owner: _list(source, owner, packer), owners, window=4 * workers)
+    opened = _opened(source, owners, without)
+    listings = bounded_map(executor, lambda listing: _list(listing, packer), opened, window=4 * workers)
     tasks = (task for listing in listings for task in _tasks(listing, blob_bytes))
     rows: list[FileRow] = []
     problems: list[Problem] = []
@@ -117,26 +132,49 @@ def pack_files(
             rows += task.listing.known
             problems += task.listing.problems
             owner = task.listing.owner
-            packer.add_files(rows, kind=owner.kind, owner=owner.id)
-            yield owner, rows, problems
+            if rows:
+                packer.add_files(rows, kind=owner.kind, owner=owner.id)
+            elif not problems:
+                without(owner)
+            yield rows, problems
             rows, problems = [], []
 
 
-def _list(source: MlflowSource, owner: Owner, packer: Packer) -> _Listing:
-    listing = _Listing(owner)
+def _opened(source: MlflowSource, owners: Iterator[Owner], without: Callable[[Owner], object]) -> Iterator[_Listing]:
+    """The entities whose files are to be listed: most traces have no place for files, and cost nothing here."""
+    for owner in owners:
+        listing = _Listing(owner)
+        with _noting(listing):
+            listing.store = source.artifacts(owner.record)
+        if isinstance(listing.store, NoArtifacts):
+            without(owner)
+        else:
+            yield listing
+
+
+@contextmanager
+def _noting(listing: _Listing) -> Iterator[None]:
+    """Make it a problem of the entity when its files cannot be listed."""
     try:
-        listing.store = source.artifacts(owner.record)
-        known = packer.known_files(owner.kind, owner.id)
+        yield
+    except BundleError as error:
+        if _fatal(error):
+            raise
+        owner = listing.owner
+        listing.problems.append(_problem("artifacts-not-listed", owner, "", f"files of {owner.text}: {error.message}"))
+
+
+def _list(listing: _Listing, packer: Packer) -> _Listing:
+    if listing.store is None:
+        return listing
+    with _noting(listing):
+        known = packer.known_files(listing.owner.kind, listing.owner.id)
         for info in listing.store.walk():
             size, sha256, stamp = known.get(info.path, (-1, "", ""))
             if info.stamp is not None and info.stamp == stamp and info.size == size:
                 listing.known.append(FileRow(path=info.path, size=size, sha256=sha256, stamp=stamp))
             else:
                 listing.unread.append(info)
-    except BundleError as error:
-        if _fatal(error):
-            raise
-        listing.problems.append(_problem("artifacts-not-listed", owner, "", f"files of {owner.text}: {error.message}"))
     return listing
 
 

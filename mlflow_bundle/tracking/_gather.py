@@ -9,9 +9,11 @@ from __future__ import annotations
 import heapq
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Final, NamedTuple
 
 from mlflow_bundle._codec import decode_record, encode
+from mlflow_bundle._parallel import prefetch
 from mlflow_bundle._spool import LineSpool
 from mlflow_bundle.entities import Experiment, LoggedModel, ModelVersion, Record, RegisteredModel, Run
 from mlflow_bundle.errors import NotFoundError
@@ -22,6 +24,8 @@ from mlflow_bundle.tracking._select import Selected, Selection, select
 __all__ = ["Collected", "Gathered", "collect"]
 
 _FIRST: Final = ("experiment", "run")
+#: After a batch of so many records the next ones are read meanwhile.
+_MANY: Final = 500
 #: Kinds that belong to an entity of another kind, and go wherever that goes.
 _PARTS: Final = {"model_version": "registered_model", "dataset_record": "evaluation_dataset"}
 #: What MLflow marks a prompt with.
@@ -44,7 +48,10 @@ class Gathered:
     def take(self, kind: str, batches: Iterable[Sequence[Record]], progress: Callable[[int], object] = lambda _: None) -> None:
         """Keep the records of one kind, which come in archive order."""
         spool = self._spools.setdefault(kind, LineSpool())
-        for batch in batches:
+        source = iter(batches)
+        first = next(source, ())
+        rest = prefetch(source) if len(first) >= _MANY else source
+        for batch in chain([first], rest):
             for record in batch:
                 spool.add(encode(record))
                 self._note(kind, record)

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+import pyarrow as pa
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 
 from mlflow_bundle._base import Base
@@ -262,10 +263,14 @@ class _Work:
     def _rows(self, kind: str, table: str) -> None:
         ids = self._packer.ids[kind]
         progress = self._callback.branched(table.partition("/")[0], "")
-        for first in range(0, len(ids), _OWNED):
-            for rows in prefetch(self._source.rows(table, list(ids[first : first + _OWNED]))):
-                self._packer.add_rows(table, rows, first=first)
-                progress.relative_update(rows.num_rows)
+
+        def tables() -> Iterator[tuple[int, pa.Table]]:
+            for first in range(0, len(ids), _OWNED):
+                yield from ((first, rows) for rows in self._source.rows(table, list(ids[first : first + _OWNED])))
+
+        for first, rows in prefetch(tables()):
+            self._packer.add_rows(table, rows, first=first)
+            progress.relative_update(rows.num_rows)
         self._packer.end_rows(table)
         progress.close()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, cast
@@ -19,6 +19,7 @@ from mlflow_bundle.errors import NotFoundError, UsageError
 from mlflow_bundle.records import Experiment, Problem, Run
 from mlflow_bundle.tracking._port import MlflowTarget, RestoredRun, TargetExperiment
 from mlflow_bundle.tracking._select import Selected, parent_of
+from mlflow_bundle.tracking._workspaces import DEFAULT_WORKSPACE, Homes, Named
 
 __all__ = ["Action", "Placement", "Plan", "make_plan"]
 
@@ -35,6 +36,8 @@ class Placement:
     existing: TargetExperiment | None = None
     target_id: str | None = None
     runs: int = 0
+    #: The workspace at the target, empty where it has none.
+    workspace: str = ""
     #: Archived ids of runs of this experiment that are at the target already.
     there: dict[str, RestoredRun] = field(default_factory=dict)
 
@@ -68,6 +71,10 @@ class Plan:
             if self.placements[run.experiment_id].action != "refused":
                 yield run
 
+    def refused(self) -> list[str]:
+        """The archived ids of the experiments that cannot be placed."""
+        return [source for source, placement in self.placements.items() if placement.action == "refused"]
+
     def there(self, run_id: str) -> RestoredRun | None:
         """The run at the target that comes from this archived run."""
         found = (placement.there.get(run_id) for placement in self.placements.values())
@@ -92,23 +99,14 @@ class Plan:
         self._runs.close()
 
 
-def make_plan(bundle: Bundle, target: MlflowTarget, selected: Selected, rename: Mapping[str, str]) -> Plan:
-    """Look at the archive and at the target; write nothing.
+def make_plan(bundle: Bundle, target: MlflowTarget, selected: Selected, rename: Mapping[str, str], homes: Homes) -> Plan:
+    """Look at the archive and at the target; write nothing. ``homes`` says which workspace of the target each one becomes.
 
     Raises:
         NotFoundError: ``rename`` names an experiment that is not selected.
         UsageError: two experiments would get one name.
     """
-    names = _renamed(selected.experiments, rename)
-    existing = {found.name: found for found in target.experiments()}
-    placements: dict[str, Placement] = {}
-    problems: list[Problem] = []
-    for experiment in selected.experiments:
-        placement = _place(experiment, names[experiment.experiment_id], existing)
-        placements[experiment.experiment_id] = placement
-        if placement.action == "refused":
-            problems.append(_deleted_at_target(placement))
-        problems += target.cannot_hold_experiment(replace(experiment, name=placement.name))
+    placements, problems = _placements(target, selected.experiments, _renamed(selected.experiments, rename), homes)
     spool, run_ids, parents = LineSpool(), [], {}
     for run in selected.runs:
         spool.add(encode(run))
@@ -119,7 +117,7 @@ def make_plan(bundle: Bundle, target: MlflowTarget, selected: Selected, rename: 
         if run.experiment_id not in placements:
             raise NotFoundError(f"run {run.run_id} is of experiment {run.experiment_id}, which is not in the archive")
         placements[run.experiment_id].runs += 1
-    plan = Plan(placements, run_ids, parents, problems, [], spool)
+    plan = Plan(placements, run_ids, parents, problems, _moved(selected.experiments, homes), spool)
     plan.problems += _refused_keys(bundle, target, run_ids)
     plan.problems += _unreadable(bundle, run_ids)
     _find_restored(plan, target)
@@ -127,30 +125,79 @@ def make_plan(bundle: Bundle, target: MlflowTarget, selected: Selected, rename: 
     return plan
 
 
+def _placements(
+    target: MlflowTarget, experiments: Sequence[Experiment], names: Mapping[str, str], homes: Homes
+) -> tuple[dict[str, Placement], list[Problem]]:
+    """Where each experiment goes, by archived id, and why some cannot go there."""
+    existing = {
+        (found.workspace or DEFAULT_WORKSPACE if homes.offered else "", found.name): found for found in target.experiments()
+    }
+    named = [Named(e.experiment_id, names[e.experiment_id], e.workspace) for e in experiments]
+    keepers = {loser.id: keeper for loser, keeper in homes.collisions(named)}
+    placements: dict[str, Placement] = {}
+    problems: list[Problem] = []
+    for experiment in experiments:
+        name, home = names[experiment.experiment_id], homes.of(experiment.workspace)
+        if keeper := keepers.get(experiment.experiment_id):
+            placements[experiment.experiment_id] = Placement(experiment, name, "refused", workspace=home)
+            problems.append(_collision(experiment, name, keeper))
+            continue
+        placement = _place(experiment, name, home, existing.get((home, name)))
+        placements[experiment.experiment_id] = placement
+        if placement.action == "refused":
+            problems.append(_deleted_at_target(placement))
+        problems += target.cannot_hold_experiment(replace(experiment, name=name))
+    return placements, problems
+
+
+def _collision(experiment: Experiment, name: str, keeper: Named) -> Problem:
+    home = experiment.workspace or DEFAULT_WORKSPACE
+    return Problem(
+        code="name-collision",
+        kind="experiment",
+        id=experiment.experiment_id,
+        message=(
+            f"the experiment {name!r} of the workspace {home!r} is left out, because the one of the workspace {keeper.home!r}"
+            f" gets this name: rename it ('{home}/{experiment.name}=OTHER'), or restore it into another workspace"
+        ),
+        experiments=(experiment.experiment_id,),
+    )
+
+
+def _moved(experiments: Sequence[Experiment], homes: Homes) -> list[str]:
+    """What is worth knowing of the workspaces that experiments go to."""
+    homeless = sorted({e.workspace for e in experiments if e.workspace and homes.of(e.workspace) != e.workspace})
+    if not homes.offered:
+        homeless = [name for name in homeless if name != DEFAULT_WORKSPACE]
+    place = f"go to the workspace {homes.wanted!r}" if homes.offered else "are in one place here: the target has no workspaces"
+    return [f"the experiments of the workspace {name!r} {place}" for name in homeless]
+
+
 def _renamed(experiments: Sequence[Experiment], rename: Mapping[str, str]) -> dict[str, str]:
-    """The name at the target of each experiment, by archived id."""
-    known = [e.name for e in experiments]
+    """The name at the target of each experiment, by archived id. One of a workspace may be called ``workspace/name``."""
+    in_place = {e.experiment_id: f"{e.workspace or DEFAULT_WORKSPACE}/{e.name}" for e in experiments}
+    known = [*in_place.values(), *(e.name for e in experiments)]
     for old in rename:
         if old not in known:
             close = difflib.get_close_matches(old, known, n=3, cutoff=0.5)
             raise NotFoundError(
                 f"cannot rename {old!r}: no such experiment is selected", code="experiment-not-found", close=close
             )
-    names = {e.experiment_id: rename.get(e.name, e.name) for e in experiments}
-    twice = [name for name in names.values() if list(names.values()).count(name) > 1]
+    names = {e.experiment_id: rename.get(in_place[e.experiment_id], rename.get(e.name, e.name)) for e in experiments}
+    places = Counter((e.workspace or DEFAULT_WORKSPACE, names[e.experiment_id]) for e in experiments)
+    twice = [name for (_, name), count in places.items() if count > 1]
     if twice:
         raise UsageError(f"two experiments would be named {twice[0]!r} at the target", hint="choose other names to rename to")
     return names
 
 
-def _place(experiment: Experiment, name: str, existing: Mapping[str, TargetExperiment]) -> Placement:
+def _place(experiment: Experiment, name: str, home: str, found: TargetExperiment | None) -> Placement:
     """A free name is created; an active experiment of that name gets the runs; a deleted one only if it is the same one."""
-    found = existing.get(name)
     if found is None:
-        return Placement(experiment, name, "created")
+        return Placement(experiment, name, "created", workspace=home)
     if found.lifecycle_stage == "deleted" and not _same(experiment, found):
-        return Placement(experiment, name, "refused", found)
-    return Placement(experiment, name, "merged", found, found.experiment_id)
+        return Placement(experiment, name, "refused", found, workspace=home)
+    return Placement(experiment, name, "merged", found, found.experiment_id, workspace=home)
 
 
 def _same(experiment: Experiment, found: TargetExperiment) -> bool:

@@ -22,6 +22,7 @@ from mlflow_bundle._table_specs import TABLES
 from mlflow_bundle.records import Experiment, Problem, Record, Run, Source
 
 __all__ = [
+    "LEFT_OUT",
     "ROW_ORDER",
     "ROW_SCHEMAS",
     "SERIES_SCHEMA",
@@ -68,6 +69,9 @@ def _owned(table: str) -> pa.Schema:
 ROW_SCHEMAS: Final[Mapping[str, pa.Schema]] = {name: _owned(name) for name in ("model_metrics/1", "spans/1")}
 #: The order of an owner's rows: model metrics by key (bytes), step, timestamp, run id (bytes); spans by start, span id (bytes).
 ROW_ORDER: Final[Mapping[str, tuple[str, ...]]] = {name: TABLES[name].order for name in ROW_SCHEMAS}
+
+#: The code of a problem of ``cannot_hold`` that says that nothing of the entity can be held.
+LEFT_OUT: Final = "left-out"
 
 #: Tags with this prefix carry, on a target that gives new ids, what it could not keep; they are the journal of a restore.
 SOURCE_TAG_PREFIX: Final = "mlflow_bundle.source."
@@ -197,13 +201,14 @@ class MlflowSource(Protocol):
 @dataclass(frozen=True, slots=True)
 class TargetExperiment:
     """An experiment that exists at the target. ``source_id`` is the archived experiment that it was restored from, if known.
-    ``creation_time`` (milliseconds) tells the same where ids are kept."""
+    ``creation_time`` (milliseconds) tells the same where ids are kept. ``workspace`` is empty where there are none."""
 
     experiment_id: str
     name: str
     lifecycle_stage: str
     source_id: str | None = None
     creation_time: int | None = None
+    workspace: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,6 +324,11 @@ class MlflowTarget(Protocol):
     def description(self) -> Source: ...
 
     @property
+    def has_workspaces(self) -> bool:
+        """Whether names are told apart by workspace. Where not, everything is in one place."""
+        ...
+
+    @property
     def keeps_ids(self) -> bool:
         """Whether runs and experiments keep their ids (a database), or get new ones and source tags (a server)."""
         ...
@@ -339,8 +349,11 @@ class MlflowTarget(Protocol):
         """Those of these archived runs that are at the target already, by archived id."""
         ...
 
-    def place_experiment(self, experiment: Experiment, *, name: str, existing: TargetExperiment | None) -> str:
+    def place_experiment(
+        self, experiment: Experiment, *, name: str, existing: TargetExperiment | None, workspace: str = ""
+    ) -> str:
         """Create the experiment under ``name``, or add its tags to the existing one. Returns its id at the target.
+        ``workspace`` is the one that it goes to, empty where the target has none.
         A deleted one is made writable until ``finish_experiment``."""
         ...
 
@@ -367,9 +380,9 @@ class MlflowTarget(Protocol):
     ) -> list[EntityResult]:
         """Write these entities of one kind, read them back and compare; a result for each, in order, and ``ids`` completed.
 
-        Kinds come in order of rank, after all runs; the whole of a kind before the next, batch by batch (all versions of a
-        registered model are in one batch). Writing again what is there already duplicates nothing. One entity's failure
-        does not stop the others; a target that is gone raises.
+        Kinds come in order of rank (the gateway before scorers), after all runs; the whole of a kind before the next, batch by
+        batch (all versions of a registered model are in one batch). Writing again what is there already duplicates nothing.
+        One entity's failure does not stop the others; a target that is gone raises.
         """
         ...
 

@@ -5,27 +5,32 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import partial
+from types import MappingProxyType
 from typing import Any, Final
 
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 
 from mlflow_bundle._bundle import Bundle, open_bundle
+from mlflow_bundle._html import Shown
 from mlflow_bundle._limits import DEFAULT_LIMITS, Limits
-from mlflow_bundle.errors import CannotHoldError
+from mlflow_bundle.errors import CannotHoldError, UsageError
 from mlflow_bundle.kinds import KINDS
 from mlflow_bundle.records import Problem, Run
 from mlflow_bundle.tracking._archive import ArchiveSource
 from mlflow_bundle.tracking._connect import connect_target, resolve_tracking_uri
-from mlflow_bundle.tracking._entities import EntityOutcome, EntityRestore, entity_problems
+from mlflow_bundle.tracking._entities import EntityOutcome, EntityRestore, entity_problems, in_restore_order
 from mlflow_bundle.tracking._gather import Gathered, collect
-from mlflow_bundle.tracking._plan import Action, Plan, make_plan
+from mlflow_bundle.tracking._left_out import LeftOut
+from mlflow_bundle.tracking._plan import Action, Placement, Plan, make_plan
 from mlflow_bundle.tracking._port import IdMap, MlflowTarget, PlannedRun, RestoreOptions, RunResult
 from mlflow_bundle.tracking._select import Lifecycle, Moment, Selection
+from mlflow_bundle.tracking._workspaces import Homes
 
-__all__ = ["EntityOutcome", "ExperimentOutcome", "UnpackReport", "unpack"]
+__all__ = ["EntityOutcome", "ExperimentOutcome", "UnpackReport", "restore", "unpack"]
 
 _BATCH_RUNS: Final = 500
 _BATCH_POINTS: Final = 2_000_000
@@ -43,7 +48,7 @@ class ExperimentOutcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UnpackReport:
+class UnpackReport(Shown):
     """What an unpack did. A run counts as restored when it was read back from the target and compared without a difference.
 
     ``runs_planned`` are those that a dry run would restore. ``run_ids`` maps archived ids to those at the target.
@@ -105,8 +110,9 @@ def unpack(
 
     The selection means the same as in ``pack``. ``rename`` gives archived experiments other names. An experiment that
     exists gets the runs; runs that an earlier unpack restored are left alone, unfinished ones are finished.
-    ``workspace`` is where everything goes on a target that has workspaces. Webhooks come back disabled, scorers with a
-    sample rate of 0 unless ``online_scoring`` is set, and nothing that was secret comes back at all.
+    Everything goes into the workspace that it is archived from, made where the target lacks it, or all of it into
+    ``workspace``; of two experiments or models that would get one name then, one is left out and reported. Webhooks come
+    back disabled, scorers with a sample rate of 0 unless ``online_scoring`` is set, and nothing that was secret comes back.
 
     A database keeps ids, times and deleted state. A server gives new ids; tags ``mlflow_bundle.source.*`` carry the rest.
 
@@ -120,7 +126,6 @@ def unpack(
         NotFoundError, BundleNotFoundError: no such bundle, snapshot, experiment or run.
         ServerError: the target failed. What was restored stays; running again finishes the rest.
     """
-    started = time.monotonic()
     selection = Selection.of(
         experiment=experiment,
         run=run,
@@ -134,34 +139,69 @@ def unpack(
         logged_model=logged_model,
     )
     uri = resolve_tracking_uri(tracking_uri)
+    with open_bundle(bundle, snapshot=snapshot, storage_options=storage_options, limits=limits) as archive:
+        connect = partial(
+            connect_target,
+            uri,
+            bundle_id=archive.snapshot.bundle_id,
+            artifact_root=None if artifact_root is None else os.fspath(artifact_root),
+            artifacts_destination=None if artifacts_destination is None else os.fspath(artifacts_destination),
+            artifact_storage_options=artifact_storage_options,
+            jobs=jobs,
+            workspace=workspace,
+        )
+        return restore(
+            archive,
+            connect,
+            selection,
+            rename=rename or {},
+            workspace=workspace,
+            online_scoring=online_scoring,
+            dry_run=dry_run,
+            allow_partial=allow_partial,
+            callback=callback,
+        )
+
+
+def restore(
+    archive: Bundle,
+    connect: Callable[[], MlflowTarget],
+    selection: Selection,
+    *,
+    rename: Mapping[str, str] = MappingProxyType({}),
+    workspace: str | None = None,
+    online_scoring: bool = False,
+    dry_run: bool = False,
+    allow_partial: bool = False,
+    callback: Callback = DEFAULT_CALLBACK,
+) -> UnpackReport:
+    """What ``unpack`` does, from an open bundle to the target that ``connect`` opens, once it is known what is selected."""
+    started = time.monotonic()
     with ExitStack() as stack:
-        archive = stack.enter_context(open_bundle(bundle, snapshot=snapshot, storage_options=storage_options, limits=limits))
         source = ArchiveSource(archive)
         found = collect(source, selection)
         gathered = found.gathered
         stack.callback(gathered.close)
         selected = found.selected
         selected.experiments = found.experiments()
-        target = stack.enter_context(
-            closing(
-                connect_target(
-                    uri,
-                    bundle_id=archive.snapshot.bundle_id,
-                    artifact_root=None if artifact_root is None else os.fspath(artifact_root),
-                    artifacts_destination=None if artifacts_destination is None else os.fspath(artifacts_destination),
-                    artifact_storage_options=artifact_storage_options,
-                    jobs=jobs,
-                    workspace=workspace,
-                )
+        target = stack.enter_context(closing(connect()))
+        if workspace is not None and not target.has_workspaces:
+            raise UsageError(
+                f"{target.description.uri} has no workspaces", hint="leave the workspace out: everything goes into one place"
             )
-        )
-        plan = stack.enter_context(closing(make_plan(archive, target, selected, rename or {})))
+        homes = Homes(workspace, target.has_workspaces)
+        plan = stack.enter_context(closing(make_plan(archive, target, selected, rename, homes)))
         for planned in plan.runs():
             gathered.run(planned)
         gathered.fetch_models(source)
-        plan.problems += entity_problems(gathered, target)
+        left_out = LeftOut()
+        for source_id in plan.refused():
+            left_out.add("experiment", source_id)
+        plan.problems += entity_problems(gathered, target, left_out, homes)
         options = RestoreOptions(workspace=workspace, online_scoring=online_scoring)
-        work = _Restore(archive, target, plan, callback, gathered=gathered, options=options)
+        ids = IdMap()
+        entities = EntityRestore(archive, target, gathered, ids=ids, options=options, left_out=left_out, homes=homes)
+        work = _Restore(archive, target, plan, callback, gathered=gathered, entities=entities, ids=ids)
         if dry_run:
             return work.report(dry_run=True, seconds=time.monotonic() - started)
         if plan.problems and not allow_partial:
@@ -191,12 +231,11 @@ class _Restore:
         callback: Callback,
         *,
         gathered: Gathered,
-        options: RestoreOptions,
+        entities: EntityRestore,
+        ids: IdMap,
     ) -> None:
         self._archive, self._target, self._plan, self._callback = archive, target, plan, callback
-        self._gathered = gathered
-        self._map = IdMap()
-        self._entities = EntityRestore(archive, target, gathered, ids=self._map, options=options)
+        self._gathered, self._entities, self._map = gathered, entities, ids
         self._ids: dict[str, str] = {}
         self._restored = self._there = self._failed = self._points = self._files = self._bytes = 0
         self._problems: list[Problem] = list(plan.problems)
@@ -212,10 +251,11 @@ class _Restore:
             for source, placement in self._plan.placements.items()
             if placement.action != "refused" and (waiting[source] or not placement.finished)
         ]
-        for placement in placed:
-            placement.target_id = self._target.place_experiment(
-                placement.experiment, name=placement.name, existing=placement.existing
-            )
+        if self._gathered.counts.get("workspace"):  # before what goes into them
+            self._entities.restore("workspace", lambda _: None)
+        # Short ids first: an experiment that gets another id must not take one that is archived.
+        for placement in sorted(placed, key=lambda one: len(one.experiment.experiment_id)):
+            self._place(placement)
         progress = self._callback.branched("restore", "")
         progress.set_size(len(self._plan.run_ids))
         for batch in self._batches():
@@ -235,8 +275,18 @@ class _Restore:
         for result in self._target.after_deletions():
             self._entities.note(result)
 
+    def _place(self, placement: Placement) -> None:
+        """Make the experiment, or find out that the target cannot hold it, which the plan has said."""
+        try:
+            placement.target_id = self._target.place_experiment(
+                placement.experiment, name=placement.name, existing=placement.existing, workspace=placement.workspace
+            )
+        except CannotHoldError:
+            placement.action = "refused"
+            self._entities.leave_out("experiment", placement.experiment.experiment_id)
+
     def _restore_entities(self) -> None:
-        """All other kinds, in order of rank; the runs get their logged models as soon as those are there."""
+        """All other kinds, in their order; the runs get their logged models as soon as those are there."""
         for source, placement in self._plan.placements.items():
             placed = placement.target_id or (placement.existing.experiment_id if placement.existing else None)
             if placed is not None:
@@ -245,7 +295,7 @@ class _Restore:
             self._map.add("run", run, target_id)
         progress = self._callback.branched("entities", "")
         progress.set_size(sum(self._gathered.counts.values()))
-        for kind in (kind for kind in KINDS if self._gathered.counts.get(kind)):
+        for kind in in_restore_order(kind for kind in KINDS if self._gathered.counts.get(kind) and kind != "workspace"):
             self._entities.restore(kind, progress.relative_update)
             if kind == "logged_model":
                 self._link_runs()
@@ -262,24 +312,25 @@ class _Restore:
             self._entities.note(result)
 
     def _batches(self) -> Iterator[list[Run]]:
-        """The runs to look at, parents before their children, in batches that fit into memory."""
+        """The runs to look at, parents before their children, in batches of one workspace that fit into memory."""
         generations = self._plan.generations()
         number = dict(zip(self._plan.run_ids, generations, strict=True))
         last = 0 if self._target.keeps_ids else max(generations, default=0)
         for generation in range(last + 1):
-            batch: list[Run] = []
-            points = 0
+            batches: dict[str, list[Run]] = {}
+            points: Counter[str] = Counter()
             for run in self._plan.runs():
                 if self._is_done(run) or (last and number[run.run_id] != generation):
                     continue
+                home = self._plan.placements[run.experiment_id].workspace
+                batch = batches.setdefault(home, [])
                 count = self._archive.metric_rows([run.run_id])[0]
-                if batch and (len(batch) == _BATCH_RUNS or points + count > _BATCH_POINTS):
+                if batch and (len(batch) == _BATCH_RUNS or points[home] + count > _BATCH_POINTS):
                     yield batch
-                    batch, points = [], 0
-                batch.append(run)
-                points += count
-            if batch:
-                yield batch
+                    batches[home], points[home] = [], 0
+                batches[home].append(run)
+                points[home] += count
+            yield from (batch for batch in batches.values() if batch)
 
     def _is_done(self, run: Run) -> bool:
         """Whether an earlier unpack finished this run. A target that keeps ids compares it again."""
@@ -367,7 +418,7 @@ class _Restore:
             run_ids=dict(self._ids),
             entities=self._entities.outcomes(),
             ids=self._map.by_kind(),
-            problems=(*self._problems, *self._entities.problems),
+            problems=tuple(dict.fromkeys((*self._problems, *self._entities.problems))),
             notes=tuple(notes),
             seconds=seconds,
         )

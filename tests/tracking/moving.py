@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
+import io
+import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, BinaryIO
 
+import alembic.command
+import pyarrow.parquet as pq
 import sqlalchemy
+import zstandard
+from mlflow.store.db.utils import _get_alembic_config
+from mlflow.store.tracking.dbmodels.initial_models import Base as InitialBase
 
 from mlflow_bundle.tracking._port import OpenBlob, PlannedRun, RunQuery, RunResult
 from mlflow_bundle.tracking.database._read import DatabaseSource
@@ -27,6 +37,36 @@ TABLES = (
     "inputs",
     "input_tags",
 )
+
+#: Tables and columns that a restored database does not repeat as they were, and why. All others are the same to the last byte.
+UNLIKE: Mapping[str, str] = {
+    "alembic_version": "of the schema",
+    "jobs": "state of a running server",
+    "job_locks": "state of a running server",
+    "scheduler_leases": "state of a running server",
+    "secrets": "never archived but for their names",
+    "sql_assessment_daily_rollups": "MLflow rebuilds it",
+    "sql_span_cost_daily_rollups": "MLflow rebuilds it",
+    "sql_trace_metric_daily_rollups": "MLflow rebuilds it",
+    "sql_trace_rollup_rebuild_queue": "MLflow rebuilds it",
+    "datasets.dataset_uuid": "random",
+    "inputs.input_uuid": "random",
+    "inputs.source_id": "the random number of a dataset; the names of datasets are compared with the records",
+    "input_tags.input_uuid": "random",
+    "entity_associations.association_id": "random",
+    "entity_associations.created_time": "no record says when a link was made: that of the entity stands in",
+    "trace_info.db_payload_generation": "counts concurrent writes",
+    "experiments.artifact_location": "the files lie elsewhere",
+    "runs.artifact_uri": "the files lie elsewhere",
+    "logged_models.artifact_location": "the files lie elsewhere",
+    "model_versions.storage_location": "the files lie elsewhere",
+    "trace_tags.value": "one of them says where the files lie; all are compared with the records",
+    "webhooks.status": "restored disabled",
+    "webhooks.url": "without its password",
+    "webhooks.secret": "a secret",
+    "online_scoring_configs.sample_rate": "restored as 0",
+    "model_definitions.secret_id": "a secret",
+}
 
 Rows = list[tuple[Any, ...]]
 
@@ -79,6 +119,53 @@ def content(uri: str) -> dict[str, Rows]:
     }
     assert tuple(queries) == TABLES
     return {table: sorted(rows(uri, sql), key=repr) for table, sql in queries.items()}
+
+
+def every_row(uri: str) -> dict[str, list[dict[str, Any]]]:
+    """Every row of every table without what is ``UNLIKE``, computed and derived columns included, in one order."""
+    engine = sqlalchemy.create_engine(uri)
+    tables = sqlalchemy.MetaData()
+    tables.reflect(engine)
+    found: dict[str, list[dict[str, Any]]] = {}
+    with engine.connect() as connection:
+        for name, table in tables.tables.items():
+            columns = [column for column in table.columns if f"{name}.{column.name}" not in UNLIKE]
+            if name not in UNLIKE:
+                rows = [dict(row._mapping) for row in connection.execute(sqlalchemy.select(*columns))]
+                found[name] = sorted(rows, key=lambda row: json.dumps(row, sort_keys=True, default=str))
+    engine.dispose()
+    return found
+
+
+def make_database(uri: str, revision: str) -> None:
+    """Make a database as MLflow's own migrations make it up to a revision, or upgrade one to it."""
+    engine = sqlalchemy.create_engine(uri)
+    if not sqlalchemy.inspect(engine).has_table("alembic_version"):
+        InitialBase.metadata.create_all(engine)
+    config = _get_alembic_config(uri)
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        alembic.command.upgrade(config, revision)
+    engine.dispose()
+
+
+def everything_in(folder: Path) -> bytes:
+    """All bytes of a bundle, as they lie and with every compression undone."""
+    parts = []
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file():
+            continue
+        data = path.read_bytes()
+        parts.append(data)
+        if path.suffix == ".zst":
+            parts.append(zstandard.ZstdDecompressor().stream_reader(io.BytesIO(data), read_across_frames=True).read())
+        elif path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                parts += [archive.read(name) for name in archive.namelist()]
+        elif path.suffix == ".parquet":
+            parts.append(str(pq.read_table(path).to_pylist()).encode())
+    parts += [gzip.decompress(part) for part in parts if part[:2] == b"\x1f\x8b"]
+    return b"\n".join(parts)
 
 
 class Blobs:

@@ -15,15 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import alembic.command
 import mlflow
 import numpy as np
 import pytest
 import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
-from mlflow.store.db.utils import _get_alembic_config
-from mlflow.store.tracking.dbmodels.initial_models import Base as InitialBase
 from msgspec import UNSET
 
 from mlflow_bundle._series import series_digests, sort_series
@@ -43,7 +40,7 @@ from mlflow_bundle.tracking.database import _read as _db_read
 from mlflow_bundle.tracking.database._connection import parse_uri
 from mlflow_bundle.tracking.database._read import DatabaseSource
 from tests.fixtures.content import ContentSummary
-from tests.tracking.moving import execute, file_of, move, rows
+from tests.tracking.moving import execute, file_of, make_database, move, rows
 
 Awkward = tuple[str, ContentSummary]
 
@@ -538,23 +535,12 @@ OLD_INPUT = {
 }
 
 
-def old_database(uri: str, revision: str) -> None:
-    """Make a database as MLflow's own migrations make it up to a revision."""
-    engine = sqlalchemy.create_engine(uri)
-    InitialBase.metadata.create_all(engine)
-    config = _get_alembic_config(uri)
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        alembic.command.upgrade(config, revision)
-    engine.dispose()
-
-
 @pytest.mark.parametrize("revision", REVISIONS)
 @pytest.mark.parametrize("backend", ["sqlite", "postgresql"])
 def test_every_schema_is_read(revision: str, backend: str, tmp_path: Path, postgres_database: Callable[[], str]) -> None:
     """Databases of MLflow 1.30 to today are read as they are; what their schema lacks is absent and named."""
     uri = f"sqlite:///{tmp_path}/old.db" if backend == "sqlite" else postgres_database()
-    old_database(uri, revision)
+    make_database(uri, revision)
     statements = [
         "INSERT INTO experiments (experiment_id, name, lifecycle_stage, creation_time) VALUES (3, 'old', 'active', 5)",
         "INSERT INTO experiment_tags (key, value, experiment_id) VALUES ('team', 'größe', 3)",

@@ -23,7 +23,7 @@ from mlflow import MlflowClient
 from mlflow.store.db.utils import _get_latest_schema_revision
 from msgspec import UNSET, structs
 
-from mlflow_bundle.errors import CannotHoldError, ServerError, UnsupportedError, UsageError
+from mlflow_bundle.errors import ServerError, UnsupportedError, UsageError
 from mlflow_bundle.records import Dataset, DatasetInput, Experiment, KeyValue, Run
 from mlflow_bundle.tracking._port import SERIES_SCHEMA, PlannedRun, RunQuery, RunResult, TargetExperiment
 from mlflow_bundle.tracking.database import _connection as _db
@@ -34,8 +34,7 @@ from mlflow_bundle.tracking.database._places import Places
 from mlflow_bundle.tracking.database._read import DatabaseSource
 from mlflow_bundle.tracking.database._write import DatabaseTarget
 from tests.fixtures.content import ContentSummary
-from tests.tracking.moving import TABLES, Blobs, content, execute, file_of, move, place, restore, rows
-from tests.tracking.test_db_read import old_database
+from tests.tracking.moving import TABLES, Blobs, content, execute, file_of, make_database, move, place, restore, rows
 
 Awkward = tuple[str, ContentSummary]
 Opened = Callable[..., DatabaseTarget]
@@ -511,29 +510,29 @@ def test_a_run_that_cannot_be_held_is_left_out(
 
 
 @pytest.mark.parametrize(("number", "sqlite_holds"), [("3000000000", True), ("10000000000000000000", False), ("seven", False)])
-def test_experiment_ids_must_fit(
+def test_an_experiment_id_that_does_not_fit_becomes_another(
     bare: str, postgres_database: Callable[[], str], opened: Opened, number: str, sqlite_holds: bool
 ) -> None:
-    """Beyond 32 bits PostgreSQL cannot hold an id, beyond 64 nobody; a name that is no number is none."""
+    """Beyond 32 bits PostgreSQL cannot hold an id, beyond 64 nobody; a name that is no number is none: that is said."""
     experiment = Experiment(experiment_id=number, name="e")
     for target, holds in ((opened(bare), sqlite_holds), (opened(postgres_database()), False)):
-        problems = target.cannot_hold_experiment(experiment)
-        assert bool(problems) is not holds
-        if holds:
-            assert target.place_experiment(experiment, name="e", existing=None) == number
-        else:
-            assert (problems[0].code, problems[0].experiments) == ("cannot-hold", (number,))
-            with pytest.raises(CannotHoldError):
-                target.place_experiment(experiment, name="e", existing=None)
-            assert target.experiments() == []
+        assert target.cannot_hold_experiment(experiment) == []
+        assert any(number in note for note in target.notes) is not holds
+        assert target.place_experiment(experiment, name="e", existing=None) == (number if holds else "1")
 
 
-def test_a_workspace_becomes_the_default_one_and_is_said(bare: str, opened: Opened) -> None:
-    """A server without workspaces would refuse to start on any other."""
+def test_an_experiment_goes_to_the_workspace_that_is_named(bare: str, opened: Opened) -> None:
+    """The workspace is made where it is missing; without one, the experiment is in the default one."""
     target = opened(bare)
-    target.place_experiment(Experiment(experiment_id="1", name="e", workspace="team-a"), name="e", existing=None)
-    assert rows(bare, "SELECT workspace FROM experiments") == [("default",)]
-    assert any("team-a" in note for note in target.notes)
+    for number, name, workspace in (("1", "a", "team-a"), ("2", "b", ""), ("3", "c", "default")):
+        experiment = Experiment(experiment_id=number, name=name, workspace="team-b")
+        target.place_experiment(experiment, name=name, existing=None, workspace=workspace)
+    assert rows(bare, "SELECT name, workspace FROM experiments ORDER BY 1") == [
+        ("a", "team-a"),
+        ("b", "default"),
+        ("c", "default"),
+    ]
+    assert rows(bare, "SELECT name FROM workspaces ORDER BY 1") == [("default",), ("team-a",)]
 
 
 # -- a run that fails, a write that lies ----------------------------------------------------------------------------------
@@ -702,7 +701,7 @@ def test_a_locked_database_is_said(awkward_database: Awkward, bare: str, monkeyp
 def test_another_schema_is_refused_and_not_upgraded(backend: str, tmp_path: Path, postgres_database: Callable[[], str]) -> None:
     """An older database stays as it is, and the hint says how to upgrade it."""
     uri = f"sqlite:///{tmp_path}/old.db" if backend == "sqlite" else postgres_database()
-    old_database(uri, "0584bdc529eb")
+    make_database(uri, "0584bdc529eb")
     with pytest.raises(UnsupportedError, match="0584bdc529eb") as raised:
         DatabaseTarget(uri, bundle_id="test")
     assert "mlflow db upgrade" in (raised.value.hint or "")
@@ -711,7 +710,7 @@ def test_another_schema_is_refused_and_not_upgraded(backend: str, tmp_path: Path
 
 def test_the_revision_is_that_of_the_installed_mlflow() -> None:
     """Read from the sources of the migrations, it is the one that MLflow itself asks for."""
-    assert _db_schema._head_revision() == _get_latest_schema_revision()
+    assert _db_schema.head_revision() == _get_latest_schema_revision()
 
 
 def test_an_existing_database_needs_no_mlflow(bare: str) -> None:

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import gzip
-import io
-import json
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
-import sqlalchemy as sa
-import zstandard
 from msgspec import UNSET
 
 import mlflow_bundle as bundle
 from mlflow_bundle.entities import Record
 from mlflow_bundle.kinds import KINDS, record_id
-from mlflow_bundle.tracking.database._entities import NOT_ARCHIVED
 from tests.fixtures.estate import Estate
 from tests.fixtures.estate_script import SECRETS
 from tests.fixtures.server import MlflowServer, ServerFactory
+from tests.tracking.moving import every_row, everything_in
 
 pytestmark = pytest.mark.slow
 
@@ -33,20 +25,6 @@ POLICY: Mapping[str, set[str]] = {
     "webhook": {"status"},
     "scorer": {"online"},
     "gateway_model_definition": {"secret_id"},
-}
-#: Columns of databases that say where things lie, that are random, or that a restore changes on purpose.
-ELSEWHERE = {
-    "inputs.source_id",
-    "input_tags.input_uuid",
-    "experiments.artifact_location",
-    "runs.artifact_uri",
-    "logged_models.artifact_location",
-    "model_versions.storage_location",
-    "trace_tags.value",
-    "webhooks.status",
-    "webhooks.url",
-    "online_scoring_configs.sample_rate",
-    "model_definitions.secret_id",
 }
 
 
@@ -78,23 +56,6 @@ def differing(one: str, other: str) -> set[tuple[str, str]]:
     return found
 
 
-def all_rows(uri: str) -> dict[str, list[dict[str, Any]]]:
-    """Every row of every table, as far as it is archived, in one order."""
-    engine = sa.create_engine(uri)
-    tables = sa.MetaData()
-    tables.reflect(engine)
-    found: dict[str, list[dict[str, Any]]] = {}
-    with engine.connect() as connection:
-        for name, table in tables.tables.items():
-            if name in NOT_ARCHIVED or name == "secrets":
-                continue
-            columns = [column for column in table.columns if not {f"{name}.{column.name}"} & {*NOT_ARCHIVED, *ELSEWHERE}]
-            rows = [dict(row._mapping) for row in connection.execute(sa.select(*columns))]
-            found[name] = sorted(rows, key=lambda row: json.dumps(row, sort_keys=True, default=str))
-    engine.dispose()
-    return found
-
-
 # -- database to database ----------------------------------------------------------------------------------------------
 
 
@@ -117,7 +78,7 @@ def test_sqlite_to_sqlite_is_exact(packed: str, estate: Estate, tmp_path: Path) 
     } == {kind: 0 for kind in KINDS if kind not in ("experiment", "run", "gateway_secret")}
     bundle.pack(bundle=tmp_path / "again", tracking_uri=target)
     assert differing(packed, str(tmp_path / "again")) == {(kind, name) for kind, names in POLICY.items() for name in names}
-    first, second = all_rows(estate.uri), all_rows(target)
+    first, second = every_row(estate.uri), every_row(target)
     assert {name for name in first if first[name] != second.get(name)} == set()
 
 
@@ -125,11 +86,11 @@ def test_a_second_restore_changes_nothing(packed: str, tmp_path: Path) -> None:
     """Unpacking again finds everything there and writes no row."""
     target = f"sqlite:///{tmp_path / 'mlflow.db'}"
     bundle.unpack(packed, tracking_uri=target)
-    before = all_rows(target)
+    before = every_row(target)
     report = bundle.unpack(packed, tracking_uri=target)
     assert report.problems == ()
     assert {outcome.kind for outcome in report.entities if outcome.there != outcome.selected} == {"gateway_secret"}
-    assert all_rows(target) == before
+    assert every_row(target) == before
 
 
 def test_sqlite_to_postgresql_and_back(packed: str, postgres_database: Callable[[], str], tmp_path: Path) -> None:
@@ -268,25 +229,6 @@ def test_a_model_that_does_not_exist(estate: Estate, tmp_path: Path) -> None:
 
 
 # -- secrets -----------------------------------------------------------------------------------------------------------
-
-
-def everything_in(folder: Path) -> bytes:
-    """All bytes of a bundle, as they lie and with every compression undone."""
-    parts = []
-    for path in sorted(folder.rglob("*")):
-        if not path.is_file():
-            continue
-        data = path.read_bytes()
-        parts.append(data)
-        if path.suffix == ".zst":
-            parts.append(zstandard.ZstdDecompressor().stream_reader(io.BytesIO(data), read_across_frames=True).read())
-        elif path.suffix == ".zip":
-            with zipfile.ZipFile(path) as archive:
-                parts += [archive.read(name) for name in archive.namelist()]
-        elif path.suffix == ".parquet":
-            parts.append(str(pq.read_table(path).to_pylist()).encode())
-    parts += [gzip.decompress(part) for part in parts if part[:2] == b"\x1f\x8b"]
-    return b"\n".join(parts)
 
 
 def test_no_secret_enters_a_bundle(packed: str, asked: str) -> None:

@@ -230,7 +230,6 @@ def test_unreadable_spans_are_a_problem(mlflow_server: MlflowServer, content: Tr
     place = f"/api/2.0/mlflow-artifacts/artifacts/{content.experiment}/traces/{broken}/artifacts/traces.json"
     client.put(place, BytesIO(b'{"spans": 7}'), 12)
     reader = reader_of(mlflow_server.url)
-    reader.offered()
     rows = rows_of(reader, [lost, content.traces["old"], broken])
     body = {"experiment_id": content.experiment, "request_ids": [lost, broken]}
     post(mlflow_server.url, "/api/2.0/mlflow/traces/delete-traces", body)

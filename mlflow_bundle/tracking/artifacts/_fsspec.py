@@ -93,6 +93,15 @@ class FsspecArtifacts:
                 self._sizes[path] = -1 if size is None else int(size)
                 yield FileInfo(path, self._sizes[path], _stamp(info))
 
+    def folders(self) -> frozenset[str] | None:
+        """The names of all that lies at the root, in lower case; None where it cannot be listed."""
+        try:
+            with storage_errors(f"the artifacts at {self._shown} cannot be listed"):
+                names = self._fs.ls(self._root, detail=False) if self._fs.exists(self._root) else []
+        except StorageError:
+            return None
+        return frozenset(name.rstrip("/").rpartition("/")[2].casefold() for name in names)
+
     def _entries(self) -> dict[str, dict[str, Any]]:
         if self._scheme in FLAT:
             found: dict[str, dict[str, Any]] = self._fs.find(self._root, detail=True)

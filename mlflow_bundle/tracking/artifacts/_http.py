@@ -119,11 +119,11 @@ class _ServedArtifacts(ABC):
                 return found
 
     def folders(self) -> frozenset[str] | None:
-        """The names of the folders at the root; None where they cannot be listed."""
+        """The names of the folders at the root, in lower case; None where they cannot be listed."""
         entries = self._entries("")
         if isinstance(entries, StorageError):
             return None
-        return frozenset(entry.path.rpartition("/")[2] for entry in entries if entry.is_dir)
+        return frozenset(entry.path.rpartition("/")[2].casefold() for entry in entries if entry.is_dir)
 
     @contextmanager
     def open(self, path: str) -> Iterator[BinaryIO]:

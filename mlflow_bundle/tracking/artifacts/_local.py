@@ -81,6 +81,16 @@ class LocalArtifacts:
                 failures.append(error)
         raise_listing_failures(failures)
 
+    def folders(self) -> frozenset[str] | None:
+        """The names of all that lies at the root, in lower case; None where it cannot be listed."""
+        try:
+            with os.scandir(self._root) as entries:
+                return frozenset(entry.name.casefold() for entry in entries)
+        except FileNotFoundError:
+            return frozenset()
+        except OSError:
+            return None
+
     def open(self, path: str) -> BinaryIO:
         """The content of one file.
 

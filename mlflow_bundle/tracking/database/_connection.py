@@ -274,6 +274,18 @@ class Connection:
                 raise CorruptError(message, code="column") from error
         return pa.table(columns, schema=schema)
 
+    def set_pragmas(self, *pragmas: str) -> None:
+        """Set pragmas of SQLite that cannot be set inside a transaction; the open one is committed."""
+        with self._errors():
+            self._connection.commit()
+            inner = self._connection.adbc_connection
+            inner.set_autocommit(True)
+            for pragma in pragmas:
+                with self._connection.cursor() as cursor:
+                    cursor.execute(f"PRAGMA {pragma}")
+                    cursor.fetchall()
+            inner.set_autocommit(False)
+
     def run(self, sql: str) -> None:
         """Execute a statement that has no answer."""
         with self._errors(), self._connection.cursor() as cursor:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 
+import msgspec
+
 from mlflow_bundle.entities import (
     Assessment,
     DatasetRecord,
@@ -24,21 +26,34 @@ from mlflow_bundle.entities import (
     Scorer,
     Trace,
 )
-from mlflow_bundle.tracking.database._traces_read import COST_KEY, COSTS, NAME_TAG, SESSION_KEY, TOKENS, TOKENS_KEY
+from mlflow_bundle.kinds import KINDS, record_id
+from mlflow_bundle.tracking.database._traces_read import (
+    COST_KEY,
+    COSTS,
+    NAME_TAG,
+    SESSION_KEY,
+    TOKENS,
+    TOKENS_KEY,
+    complete_trace,
+)
 
-__all__ = ["DERIVED", "DERIVED_OF_CHILDREN", "PROMOTED", "uuid_of"]
+__all__ = ["DERIVED", "DERIVED_OF_CHILDREN", "PROMOTED", "as_columns_show", "association", "scorer_id_of"]
 
 Row = dict[str, Any]
-_SESSION_CHARS: Final = 250
 _INT64: Final = 2**63
 #: Tags and metadata of traces that the database keeps in columns.
 PROMOTED: Final = {"tags": (NAME_TAG,), "trace_metadata": (SESSION_KEY, TOKENS_KEY, COST_KEY)}
 
 
-def uuid_of(*parts: str) -> str:
-    """36 characters that depend on these texts alone, in the form of the random ids that MLflow gives."""
-    digits = hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:32]}"
+def _digits(*parts: str) -> str:
+    """32 hexadecimal digits that depend on these texts alone."""
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def association(record: Record, field: str, destination: str) -> Row:
+    """What a link has beside its ends. Nothing archived says when it was made: as a stand-in, with the entity itself."""
+    created = KINDS[str(record.__struct_config__.tag)].created(record)
+    return {"association_id": f"a-{_digits(field, record_id(record), destination)}", "created_time": created}
 
 
 def _of_record(record: DatasetRecord) -> Row:
@@ -65,14 +80,31 @@ def _of_mcp_version(version: McpServerVersion) -> Row:
 def _of_trace(trace: Trace) -> Row:
     """The columns that stand for a name, a session, numbers of tokens and costs."""
     tags, metadata = _texts(trace.tags), _texts(trace.trace_metadata)
-    session = metadata.get(SESSION_KEY)
-    row: Row = {
-        "trace_name": tags.get(NAME_TAG),
-        "session_id": session if session is not None and len(session) <= _SESSION_CHARS else None,
-        "db_payload_generation": 0,
-    }
+    row: Row = {"trace_name": tags.get(NAME_TAG), "session_id": metadata.get(SESSION_KEY), "db_payload_generation": 0}
     row |= _numbers(metadata.get(TOKENS_KEY), TOKENS, _token_count)
     return row | _numbers(metadata.get(COST_KEY), COSTS, _finite)
+
+
+def as_columns_show(trace: Trace) -> tuple[Trace, list[str]]:
+    """The trace as it reads back from columns, and what of it they cannot hold, a sentence each."""
+    fields: dict[str, Any] = {"tags": trace.tags, "trace_metadata": trace.trace_metadata}
+    complete_trace(fields, _of_trace(trace))
+    shown = msgspec.structs.replace(trace, trace_metadata=fields["trace_metadata"])
+    there = _texts(shown.trace_metadata)
+    lost = [
+        f"the metadata {pair.key!r} is not kept whole: its columns hold {what}"
+        for pair in trace.trace_metadata
+        for key, what in ((TOKENS_KEY, "whole numbers of known names"), (COST_KEY, "finite numbers of known names"))
+        if pair.key == key and _meaning(there.get(key)) != _meaning(pair.value)
+    ]
+    return shown, lost
+
+
+def _meaning(text: str | None) -> Any:
+    try:
+        return json.loads(text) if text is not None else None
+    except ValueError:
+        return text
 
 
 def _texts(pairs: tuple[KeyValue, ...]) -> dict[str, str]:
@@ -132,9 +164,14 @@ def _aggregate(value: Any) -> tuple[float | None, bool]:
     return None, False
 
 
+def scorer_id_of(experiment_id: str, name: str) -> str:
+    """An id for a scorer that has none in the archive: servers before 3.9 do not tell it."""
+    return _digits("scorer", experiment_id, name)
+
+
 def _of_online(scorer: Record, one: OnlineScoring) -> Row:
     assert isinstance(scorer, Scorer)
-    identity = one.online_scoring_config_id or uuid_of(str(scorer.scorer_id), str(one.filter_string))
+    identity = one.online_scoring_config_id or _digits(str(scorer.scorer_id), str(one.filter_string))
     return {"experiment_id": scorer.experiment_id, "online_scoring_config_id": identity}
 
 

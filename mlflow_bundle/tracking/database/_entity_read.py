@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby, repeat
+from operator import itemgetter
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -74,37 +75,26 @@ class EntityReader:
 
     def _keys(self, entity: Entity, query: EntityQuery) -> list[Key]:
         """The keys of the entities that match, in archive order."""
-        fields = {column: name for name, column in entity.fields.items()}
-        columns = [*self._key(entity), *([entity.created] if entity.created else [])]
-        parent = "dataset_id" if entity.kind == "dataset_record" else None
-        if parent:
-            columns.append(parent)
-        schema = pa.schema([pa.field(name, self._type(entity, fields[name])) for name in columns])
-        chosen = ", ".join(self._expression(name, self._form(entity, fields[name])) for name in columns)
-        where = self._where(entity, query)
-        rows = self._db.fetch(f"SELECT {chosen} FROM {entity.table} WHERE {where}", schema)
-        known = KINDS[entity.kind]
-        wanted = None if query.ids is None else set(query.ids)
-        parents = None if query.parents is None else set(query.parents)
-        found = []
-        for row in zip(*(column.to_pylist() for column in rows.columns), strict=True):
-            values = dict(zip(columns, row, strict=True))
-            key = tuple(values[name] for name in self._key(entity))
-            if not entity.created:
-                found.append((NO_TIME, "", key))
-                continue
-            named = SimpleNamespace(**{fields[name]: UNSET if value is None else value for name, value in values.items()})
-            if not hasattr(named, "workspace"):
-                named.workspace = UNSET
-            identity = known.identify(named)
-            if wanted is not None and identity not in wanted:
-                continue
-            if parents is not None and (values["dataset_id"] if parent else identity.rpartition("/")[0]) not in parents:
-                continue
-            created = values[entity.created]
-            found.append((NO_TIME if created is None else created, identity, key))
-        found.sort(key=lambda item: (item[0], item[1]))
-        return [key for _, _, key in found]
+        named = {column: name for name, column in entity.fields.items()}
+        key = self._key(entity)
+        parent = ["dataset_id"] if entity.kind == "dataset_record" else []
+        columns = [*key, *([entity.created] if entity.created else []), *parent]
+        forms = [(column, self._form(entity, named[column])) for column in columns]
+        lists = self._columns(entity.table, forms, self._where(entity, query))
+        keys = list(zip(*lists[: len(key)], strict=True))
+        if not entity.created:
+            return keys
+        names = [named[column] for column in key]
+        identities = lists[0] if len(key) == 1 else [_identity(entity.kind, names, values) for values in keys]
+        times = [NO_TIME if time is None else time for time in lists[len(key)]]
+        owners = lists[-1] if parent else [identity.rpartition("/")[0] for identity in identities]
+        wanted, parents = (None if ids is None else set(ids) for ids in (query.ids, query.parents))
+        found = [
+            (time, identity, key)
+            for time, identity, owner, key in zip(times, identities, owners, keys, strict=True)
+            if (wanted is None or identity in wanted) and (parents is None or owner in parents)
+        ]
+        return [key for _, _, key in sorted(found, key=itemgetter(0, 1))]
 
     def _key(self, entity: Entity) -> list[str]:
         """The columns of the primary key; schemas without workspaces have one less."""
@@ -164,33 +154,25 @@ class EntityReader:
         own = {name: column for name, column in entity.fields.items() if self._has(entity.table, column)}
         extra = EXTRA_COLUMNS if entity.kind == "trace" else {}
         extra = {column: form for column, form in extra.items() if self._has(entity.table, column)}
-        forms: list[tuple[str, str, Form]] = [(name, column, self._form(entity, name)) for name, column in own.items()]
-        forms += [("+" + column, column, form) for column, form in extra.items()]
-        rows = self._rows(entity.table, [(name, column, form) for name, column, form in forms], condition)
-        by_key = {column: name for name, column in own.items()}
+        forms = [(column, self._form(entity, name)) for name, column in own.items()]
+        lists = self._columns(entity.table, [*forms, *extra.items()], condition)
+        columns = {name: _shown(values, form) for name, values, (_, form) in zip(own, lists, forms, strict=False)}
+        if entity.kind == "dataset_record" and "outputs" in columns:
+            columns["outputs"] = [None if text is None else unwrapped(text) for text in columns["outputs"]]
+        if entity.kind == "logged_model" and "status" in columns:
+            columns["status"] = [LOGGED_MODEL_STATUS.get(n, None if n is None else str(n)) for n in columns["status"]]
         children = {child.field: self._children(entity, child, key, keys) for child in entity.children}
+        names = {column: name for name, column in own.items()}
+        identities = zip(*(columns[names[column]] for column in key), strict=True)
+        more = zip(*lists[len(own) :], strict=True) if extra else repeat(())
         records: dict[Key, Record] = {}
-        for row in rows:
-            identity = tuple(row[by_key[column]] for column in key)
-            fields = {
-                name: self._value(entity, name, value) for name, value in row.items() if name[0] != "+" and value is not None
-            }
-            for child in entity.children:
-                fields[child.field] = children[child.field].get(identity, ())
+        for identity, fields, beside in zip(identities, _rows(columns), more, strict=False):
+            for name, found in children.items():
+                fields[name] = found.get(identity, ())
             if entity.kind == "trace":
-                complete_trace(fields, {name[1:]: value for name, value in row.items() if name[0] == "+"})
-            if entity.kind == "dataset_record" and "outputs" in fields:
-                fields["outputs"] = unwrapped(fields["outputs"])
-            if entity.kind == "logged_model" and "status" in fields:
-                fields["status"] = LOGGED_MODEL_STATUS.get(fields["status"], str(fields["status"]))
+                complete_trace(fields, dict(zip(extra, beside, strict=True)))
             records[identity] = entity.type(**fields)
         return [records[key] for key in keys if key in records]
-
-    def _value(self, entity: Entity, name: str, value: Any) -> Any:
-        form = self._form(entity, name)
-        if form == "flag":
-            return bool(value)
-        return repr(value) if form == "decimal" else value
 
     def _among(self, entity: Entity, key: Sequence[str], keys: Sequence[Key], names: Sequence[str]) -> str:
         """The condition that a row belongs to one of the keys; ``names`` are the columns that hold them."""
@@ -204,13 +186,13 @@ class EntityReader:
 
         return f"({', '.join(names)}) IN (VALUES {', '.join(f'({spelled(row)})' for row in keys)})"
 
-    def _rows(self, table: str, columns: Sequence[tuple[str, str, Form]], condition: str) -> list[Fields]:
-        chosen = ", ".join(self._expression(column, form) for _, column, form in columns)
-        schema = pa.schema([pa.field(f"{number}", _ARROW[form]) for number, (_, _, form) in enumerate(columns)])
-        found = self._db.fetch(f"SELECT {chosen} FROM {table} WHERE {condition}", schema)
-        names = [name for name, _, _ in columns]
-        lists = [column.to_pylist() for column in found.columns]
-        return [dict(zip(names, row, strict=True)) for row in zip(*lists, strict=True)]
+    def _columns(self, table: str, columns: Sequence[tuple[str, Form]], condition: str) -> list[list[Any]]:
+        """The values of these columns in all rows that meet a condition."""
+        chosen = ", ".join(self._expression(column, form) for column, form in columns)
+        schema = pa.schema([pa.field(f"{number}", _ARROW[form]) for number, (_, form) in enumerate(columns)])
+        return [
+            column.to_pylist() for column in self._db.fetch(f"SELECT {chosen} FROM {table} WHERE {condition}", schema).columns
+        ]
 
     def _children(self, entity: Entity, child: Child, key: Sequence[str], keys: Sequence[Key]) -> dict[Key, tuple[Any, ...]]:
         """The rows of a child table by owner."""
@@ -221,51 +203,41 @@ class EntityReader:
         where = self._among(entity, key, keys, list(link))
         where += "".join(f" AND {column} = {literal(value)}" for column, value in child.constants.items())
         named = {column: name for name, column in entity.fields.items()}
-        columns: list[tuple[str, str, Form]] = [(f"@{c}", c, self._form(entity, named[p])) for c, p in link.items()]
-        columns += [
-            (name, column, CHILD_FORMS.get((child.table, name), "text"))
-            for name, column in child.columns.items()
-            if self._has(child.table, column)
-        ]
-        build = self._builder(child)
-        found: defaultdict[Key, list[tuple[Any, Any]]] = defaultdict(list)
-        for row in self._rows(child.table, columns, where):
-            owner = tuple(row.pop(f"@{column}") for column in link)
-            rank = tuple((value is None, value) for value in (row.get(name) for name in child.order))
-            found[owner].append((rank, build(row)))
-        return {owner: tuple(value for _, value in sorted(items, key=lambda item: item[0])) for owner, items in found.items()}
+        own = {name: column for name, column in child.columns.items() if self._has(child.table, column)}
+        forms = [(column, CHILD_FORMS.get((child.table, name), "text")) for name, column in own.items()]
+        links = [(column, self._form(entity, named[parent])) for column, parent in link.items()]
+        ordered = [*links, *((own[name], CHILD_FORMS.get((child.table, name), "text")) for name in child.order if name in own)]
+        where += " ORDER BY " + ", ".join(self._rank(column, form) for column, form in ordered)
+        lists = self._columns(child.table, [*links, *forms], where)
+        owners, lists = zip(*lists[: len(link)], strict=True), lists[len(link) :]
+        columns = {name: _shown(values, form) for name, values, (_, form) in zip(own, lists, forms, strict=True)}
+        rows = zip(owners, self._values(child, columns), strict=True)
+        return {owner: tuple(value for _, value in group) for owner, group in groupby(rows, key=itemgetter(0))}
 
-    def _builder(self, child: Child) -> Callable[[Fields], Any]:
+    def _values(self, child: Child, columns: dict[str, list[Any]]) -> Iterable[Any]:
+        """What a record holds of each row of a child table."""
         if child.field == "prompts":
-            return lambda row: e.PromptLink(name=row[""].rpartition("/")[0], version=row[""].rpartition("/")[2])
+            parts = (text.rpartition("/") for text in columns[""])
+            return (e.PromptLink(name=name, version=version) for name, _, version in parts)
         if child.type is None:
-            return lambda row: row[""]
+            return columns[""]
         if child.type is e.KeyValue:
-            return lambda row: self._pair(child, row)
+            self._refuse_null(child, columns)
+            return (e.KeyValue(key=key, value=value) for key, value in zip(columns["key"], columns["value"], strict=True))
+        if child.type is e.Assessment:
+            columns["metadata"] = [_metadata(text) for text in columns["metadata"]]
         kind = child.type
+        return (kind(**fields) for fields in _rows(columns))
 
-        def build(row: Fields) -> Any:
-            fields: Fields = {}
-            for name, value in row.items():
-                if value is None:
-                    continue
-                form = CHILD_FORMS.get((child.table, name))
-                fields[name] = bool(value) if form == "flag" else repr(value) if form == "decimal" else value
-            if kind is e.Assessment:
-                fields["metadata"] = _metadata(row.get("metadata"))
-            return kind(**fields)
-
-        return build
-
-    def _pair(self, child: Child, row: Fields) -> e.KeyValue:
-        if row["value"] is None:
-            raise CorruptError(
-                f"in the database {self._db.uri.shown}, {row['key']!r} in the table {child.table} has the value NULL, "
-                "which MLflow itself cannot serve",
-                code="column",
-                hint="set a value or delete that row",
-            )
-        return e.KeyValue(key=row["key"], value=row["value"])
+    def _refuse_null(self, child: Child, columns: Mapping[str, Sequence[Any]]) -> None:
+        for key, value in zip(columns["key"], columns["value"], strict=True):
+            if value is None:
+                raise CorruptError(
+                    f"in the database {self._db.uri.shown}, {key!r} in the table {child.table} has the value NULL, "
+                    "which MLflow itself cannot serve",
+                    code="column",
+                    hint="set a value or delete that row",
+                )
 
     # -- forms -----------------------------------------------------------------------------------------------------
 
@@ -274,6 +246,11 @@ class EntityReader:
 
     def _type(self, entity: Entity, name: str) -> pa.DataType:
         return _ARROW[self._form(entity, name)]
+
+    def _rank(self, column: str, form: Form) -> str:
+        """What orders rows by a column: texts by their bytes, NULL last."""
+        collation = ' COLLATE "C"' if form == "text" and not self._db.uri.is_sqlite else ""
+        return f"{self._expression(column, form)}{collation} NULLS LAST"
 
     def _expression(self, column: str, form: Form) -> str:
         """A column as the type that is asked for, in either dialect."""
@@ -285,6 +262,26 @@ class EntityReader:
         if form == "flag" and not sqlite:
             return f"CAST({column} AS INT)"
         return column if sqlite else f"CAST({column} AS BIGINT)"
+
+
+def _shown(values: list[Any], form: Form) -> list[Any]:
+    """A column as records have it: truth values for flags, texts for decimals."""
+    if form not in ("flag", "decimal"):
+        return values
+    convert = bool if form == "flag" else repr
+    return [None if value is None else convert(value) for value in values]
+
+
+def _rows(columns: Mapping[str, Sequence[Any]]) -> Iterator[Fields]:
+    """Columns as rows without what is NULL."""
+    for row in zip(*columns.values(), strict=True):
+        yield {name: value for name, value in zip(columns, row, strict=True) if value is not None}
+
+
+def _identity(kind: str, names: Sequence[str], values: Key) -> str:
+    """The id of the record with this key."""
+    fields = {name: UNSET if value is None else value for name, value in zip(names, values, strict=True)}
+    return KINDS[kind].identify(SimpleNamespace(**{"workspace": UNSET, **fields}))
 
 
 #: MLflow keeps the outputs of a record inside an object with this one member.

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 from msgspec import UNSET
 
 from mlflow_bundle.entities import Assessment, DatasetRecord, LoggedModel, PromptLink, Record, Trace
-from mlflow_bundle.kinds import record_id
 from mlflow_bundle.tracking.database._connection import Column, Connection
-from mlflow_bundle.tracking.database._derived import DERIVED, DERIVED_OF_CHILDREN, PROMOTED, uuid_of
+from mlflow_bundle.tracking.database._derived import DERIVED, DERIVED_OF_CHILDREN, PROMOTED, association
 from mlflow_bundle.tracking.database._entities import CHILD_FORMS, ENTITIES, LOGGED_MODEL_STATUS, Child, Entity
 from mlflow_bundle.tracking.database._entity_read import WRAPPER
 from mlflow_bundle.tracking.database._traces_read import LOCATION_TAGS
 
-__all__ = ["Tables", "rows_of"]
+__all__ = ["Part", "Tables", "parts_of", "rows_of"]
 
 Row = dict[str, Any]
 Rows = Iterator[tuple[str, Row]]
@@ -32,6 +31,15 @@ _POSTGRESQL: Final[Mapping[str, pa.DataType]] = {
     "double precision": pa.float64(),
     "real": pa.float32(),
 }
+
+
+class Part(NamedTuple):
+    """A row of a record: its own one, or that of one ``item`` of the tuple ``field``."""
+
+    table: str
+    row: Row
+    field: str = ""
+    item: Any = None
 
 
 class Tables:
@@ -92,19 +100,24 @@ def _stored(column: str, value: Any) -> Any:
 
 def rows_of(record: Record) -> Rows:
     """(table, row) of everything that a record says, its own row first."""
+    return ((part.table, part.row) for part in parts_of(record))
+
+
+def parts_of(record: Record) -> Iterator[Part]:
+    """Everything that a record says as rows, its own row first, with the item of the record that each row is of."""
     entity = ENTITIES[str(record.__struct_config__.tag)]
     own: Row = {column: _value(entity, name, getattr(record, name)) for name, column in entity.fields.items()}
     if "workspace" in own and own["workspace"] in (UNSET, ""):
         own["workspace"] = _DEFAULT_WORKSPACE
     if isinstance(record, LoggedModel):
         own["status"] = _STATUS.get(record.status or "", 0)
-    if isinstance(record, DatasetRecord) and isinstance(record.outputs, str):
+    if isinstance(record, DatasetRecord) and isinstance(record.outputs, str) and record.outputs != "null":
         own["outputs"] = WRAPPER + record.outputs + "}"
     derived = DERIVED.get(entity.kind)
-    yield entity.table, own | (derived(record) if derived else {})
+    yield Part(entity.table, own | (derived(record) if derived else {}))
     for child in entity.children:
         for item in _items(record, child):
-            yield child.table, _child_row(record, own, child, item)
+            yield Part(child.table, _child_row(record, own, child, item), child.field, item)
 
 
 def _value(entity: Entity, name: str, value: Any) -> Any:
@@ -147,6 +160,6 @@ def _child_row(record: Record, own: Row, child: Child, item: Any) -> Row:
     if isinstance(item, Assessment):
         row["assessment_metadata"] = json.dumps({m.key: m.value for m in item.metadata}) if item.metadata else UNSET
     if child.table == "entity_associations":
-        row["association_id"] = uuid_of(child.field, record_id(record), str(row["destination_id"]))
+        row |= association(record, child.field, str(row["destination_id"]))
     derived = DERIVED_OF_CHILDREN.get(child.table)
     return row | derived(record, item) if derived else row

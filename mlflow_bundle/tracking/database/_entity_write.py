@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
 import msgspec
@@ -12,9 +12,20 @@ import numpy as np
 import pyarrow as pa
 from msgspec import UNSET
 
-from mlflow_bundle.entities import GatewayModelDefinition, LoggedModel, ModelVersion, Record, Scorer, Trace, Webhook
+from mlflow_bundle.entities import (
+    GatewayModelDefinition,
+    KeyValue,
+    LoggedModel,
+    ModelVersion,
+    Record,
+    RegisteredModel,
+    Scorer,
+    Trace,
+    Webhook,
+    Workspace,
+)
 from mlflow_bundle.errors import ServerError
-from mlflow_bundle.kinds import KINDS, record_id
+from mlflow_bundle.kinds import KINDS, order_key, record_id
 from mlflow_bundle.records import Problem
 from mlflow_bundle.tracking._compare import record_differences
 from mlflow_bundle.tracking._port import (
@@ -27,12 +38,14 @@ from mlflow_bundle.tracking._port import (
     PlannedEntity,
     RestoreOptions,
 )
-from mlflow_bundle.tracking.database._connection import Connection, literals
-from mlflow_bundle.tracking.database._derived import uuid_of
+from mlflow_bundle.tracking._workspaces import Homes
+from mlflow_bundle.tracking.database._connection import Connection, literal, literals
+from mlflow_bundle.tracking.database._derived import scorer_id_of
+from mlflow_bundle.tracking.database._entity_limits import EntityLimits
 from mlflow_bundle.tracking.database._entity_read import EntityReader
 from mlflow_bundle.tracking.database._entity_rows import Row, Tables, rows_of
 from mlflow_bundle.tracking.database._files import compare_files, write_files
-from mlflow_bundle.tracking.database._limits import CANNOT_HOLD, Limits
+from mlflow_bundle.tracking.database._limits import CANNOT_HOLD
 from mlflow_bundle.tracking.database._owned_read import OwnedReader
 from mlflow_bundle.tracking.database._places import Places
 from mlflow_bundle.tracking.database._points import model_rows_as_held
@@ -40,10 +53,14 @@ from mlflow_bundle.tracking.database._points import model_rows_as_held
 __all__ = ["EntityRestorer"]
 
 _DIFFERS: Final = "restored-differs"
+_EXPERIMENTS_OF_PROMPT: Final = "_mlflow_experiment_ids"
 _IN_DATABASE: Final = "TRACKING_STORE"
+_TRACES_JSON: Final = "traces.json"
 _ARCHIVED: Final = "ARCHIVE_REPO"
 #: Kinds that cannot come back: a secret that was never archived.
 _NEVER: Final = ("gateway_secret",)
+#: Kinds that get more parts as time goes on. The time when they were made tells whether two of one name are the same.
+_GROWING: Final = ("registered_model", "mcp_server")
 _IN_MODEL: Final = re.compile(r"/(m-[0-9a-f]{32})/artifacts(/.*)?$")
 _IN_RUN: Final = re.compile(r"/([0-9a-f]{32})/artifacts(/.*)?$")
 
@@ -56,8 +73,12 @@ class _Work:
     expected: Record
     result: EntityResult
     exists: bool = False
-    done: bool = False
-    missing: list[tuple[str, int, str]] = field(default_factory=list)
+
+    @property
+    def has_spans(self) -> bool:
+        """Whether the spans of a trace are in the database, and not in a file of it, which old releases do not mark."""
+        in_database = getattr(self.expected, "spans_location", UNSET) == _IN_DATABASE
+        return in_database or all(path != _TRACES_JSON for path, _, _ in self.plan.files)
 
     def fail(self, message: str, code: str, path: str = "") -> None:
         self.result.action = "failed"
@@ -77,14 +98,14 @@ class EntityRestorer:
         connection: Connection,
         tables: Tables,
         *,
-        limits: Limits,
+        limits: EntityLimits,
         places: Places,
         open_store: Callable[[Record], ArtifactStore],
-        workspace: str,
+        homes: Homes,
     ) -> None:
         self._db, self._tables, self._limits, self._places = connection, tables, limits, places
         self._open_store = open_store
-        self._workspace = workspace
+        self._homes = homes
         self._reader = EntityReader(connection, tables.columns)
         self._owned = OwnedReader(connection, tables.columns, open_store)
 
@@ -94,15 +115,7 @@ class EntityRestorer:
 
     def cannot_hold(self, record: Record) -> list[Problem]:
         """What of this record the database would refuse."""
-        kind, identity = str(record.__struct_config__.tag), record_id(record)
-        what = f"{kind.replace('_', ' ')} {identity}"
-        return [
-            Problem(code=CANNOT_HOLD, kind=kind, id=identity, message=f"{what} is left out: {table}.{column}: {why}")
-            for table, row in rows_of(record)
-            for column, value in row.items()
-            if column in self._tables.columns[table]
-            and (why := self._limits.value(table, column, value, is_json=self._tables.is_json(table, column)))
-        ]
+        return self._limits.held(record)[1]
 
     def restore(
         self, kind: str, planned: Sequence[PlannedEntity], ids: IdMap, open_blob: OpenBlob, options: RestoreOptions
@@ -133,16 +146,23 @@ class EntityRestorer:
         result = EntityResult(kind=kind, source_id=record_id(plan.record))
         expected = self._expected(plan.record, result, ids, options)
         work = _Work(plan, expected, result)
+        if plan.rows is not None and plan.rows.num_rows and not self._db.uri.is_sqlite:
+            rows, lost = self._limits.rows_held(next(table for table in KINDS[kind].tables if table in ROW_SCHEMAS), plan.rows)
+            work.plan = plan = replace(plan, rows=rows)
+            for sentence in lost:
+                work.report(sentence, CANNOT_HOLD)
         if kind == "logged_model" and plan.rows is not None and plan.rows.num_rows:
-            rows, notes, lost = model_rows_as_held(plan.rows, sqlite=self._db.uri.is_sqlite)
+            rows, notes, doubled = model_rows_as_held(plan.rows, sqlite=self._db.uri.is_sqlite)
             work.plan = replace(plan, rows=rows)
             result.notes += notes
-            if lost:
-                work.report(f"{lost} metric rows have the key, step, timestamp and run of another one", CANNOT_HOLD)
-        if problems := self.cannot_hold(expected):
-            result.problems += problems
+            if doubled:
+                work.report(f"{doubled} metric rows have the key, step, timestamp and run of another one", CANNOT_HOLD)
+        held, problems = self._limits.held(expected)
+        result.problems += problems
+        if held is None:
             result.action = "left out"
             return work
+        work.expected = held
         if plan.files and not self._places.writes:
             work.fail("it has files, and no place for them is named (artifact_root)", CANNOT_HOLD)
             result.action = "left out"
@@ -152,15 +172,9 @@ class EntityRestorer:
 
     def _expected(self, record: Record, result: EntityResult, ids: IdMap, options: RestoreOptions) -> Record:
         """The record as it has to be at this target: references and places rewritten, nothing active that costs or tells."""
-        changes: dict[str, Any] = {}
-        for name in ("experiment_id", "experiment_ids"):
-            value = getattr(record, name, UNSET)
-            if isinstance(value, str):
-                changes[name] = ids.new("experiment", value)
-            elif isinstance(value, tuple):
-                changes[name] = tuple(sorted(ids.new("experiment", one) for one in value))
+        changes = _in_experiments(record, result, ids)
         if hasattr(record, "workspace"):
-            changes["workspace"] = self._workspace
+            changes["workspace"] = self._homes.of(record.workspace) or UNSET
         experiment = changes.get("experiment_id", "")
         if isinstance(record, LoggedModel):
             changes["artifact_uri"] = self._places.of_model(record, experiment)
@@ -179,6 +193,8 @@ class EntityRestorer:
         elif isinstance(record, Scorer) and record.online and not options.online_scoring:
             changes["online"] = tuple(msgspec.structs.replace(one, sample_rate="0.0") for one in record.online)
             result.notes.append("online scoring is restored with sample rate 0 (--online-scoring restores the rates)")
+        if isinstance(record, Scorer) and record.scorer_id is UNSET:
+            changes["scorer_id"] = scorer_id_of(str(experiment or record.experiment_id), record.scorer_name)
         expected = msgspec.structs.replace(record, **changes)
         return self._version(expected, result) if isinstance(expected, ModelVersion) else expected
 
@@ -214,17 +230,39 @@ class EntityRestorer:
         return {identity: record for batch in batches for record in batch if (identity := record_id(record)) in set(wanted)}
 
     def _take_existing(self, work: _Work, there: Record) -> None:
-        """An entity that is there is never changed: the same one counts as there, another one is a problem."""
+        """An entity that is there is never changed: the same one counts as there, another one is a problem.
+
+        A registered model of an earlier restore may have changed since, at either end: its new versions are welcome.
+        """
         stays = {name: getattr(there, name) for name in KINDS[work.result.kind].locations}
         work.expected = msgspec.structs.replace(work.expected, **stays)
         differences = _differences(work.expected, there)
         if not differences:
             work.result.action = "there"
-        elif work.result.kind == "workspace":
-            work.result.action = "merged"
-            work.result.notes += [f"the workspace {record_id(there)} keeps its own: {what}" for what in differences]
+        elif isinstance(work.expected, Workspace):
+            work.expected = self._complete_workspace(work, there)
+        elif work.result.kind in _GROWING and order_key(work.expected)[0] == order_key(there)[0]:
+            work.expected, work.result.action = there, "merged"
+            what = f"the {work.result.kind.replace('_', ' ')} {record_id(there)} was there and keeps what differs"
+            work.result.notes.append(f"{what}: {', '.join(differences)}")
         else:
             work.fail(f"the database has another one of this id: {differences[0]}", "exists-differs")
+
+    def _complete_workspace(self, work: _Work, there: Record) -> Record:
+        """Give a workspace that is there what it lacks; what it has it keeps. Returns how it is then."""
+        assert isinstance(work.plan.record, Workspace)
+        work.result.action = "merged"
+        archived = msgspec.structs.asdict(work.plan.record)
+        own = {name: value for name, value in msgspec.structs.asdict(there).items() if value is not UNSET}
+        lacking = {name: value for name, value in archived.items() if name not in own and value is not UNSET}
+        kept = [name for name, value in own.items() if archived[name] not in (UNSET, value)]
+        if kept:
+            work.result.notes.append(f"the workspace {record_id(there)} keeps its own {', '.join(kept)}")
+        if lacking:
+            values = ", ".join(f"{name} = {literal(value)}" for name, value in lacking.items())
+            self._db.run(f"UPDATE workspaces SET {values} WHERE name = {literal(record_id(there))}")
+            self._db.commit()
+        return msgspec.structs.replace(there, **lacking)
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
@@ -268,32 +306,14 @@ class EntityRestorer:
             if work.plan.rows is not None:
                 model = cast("LoggedModel", work.expected)
                 rows += [_metric_row(model, row) for row in work.plan.rows.to_pylist()]
-        self._add_dataset_ids(rows)
         self._tables.append("logged_model_metrics", rows)
-
-    def _add_dataset_ids(self, rows: Sequence[Row]) -> None:
-        digests = sorted({row["dataset_digest"] for row in rows if row["dataset_digest"]})
-        known: dict[tuple[str, str, str], str] = {}
-        if digests:
-            sql = (
-                "SELECT CAST(experiment_id AS VARCHAR), name, digest, dataset_uuid FROM datasets "
-                f"WHERE digest IN {literals(digests)}"
-            )
-            schema = pa.schema([(name, pa.string()) for name in ("experiment", "name", "digest", "uuid")])
-            for experiment, name, digest, uuid in zip(
-                *(c.to_pylist() for c in self._db.fetch(sql, schema).columns), strict=True
-            ):
-                known[experiment, name, digest] = uuid
-        for row in rows:
-            key = (str(row["experiment_id"]), row["dataset_name"], row["dataset_digest"])
-            row["dataset_uuid"] = known.get(key) or (uuid_of("dataset", *map(str, key)) if row["dataset_name"] else UNSET)
 
     def _append_spans(self, works: Sequence[_Work]) -> None:
         """Spans of traces that keep them in the database, in columns. Those of others are in a file of the trace."""
         parts = []
         for work in works:
             trace, rows = cast("Trace", work.expected), work.plan.rows
-            if rows is not None and rows.num_rows and trace.spans_location == _IN_DATABASE:
+            if rows is not None and rows.num_rows and work.has_spans:
                 ids = [pa.repeat(trace.trace_id, rows.num_rows), pa.repeat(int(trace.experiment_id), rows.num_rows)]
                 parts.append(pa.table([*ids, *rows.columns], names=["trace_id", "experiment_id", *rows.column_names]))
         if parts:
@@ -349,9 +369,29 @@ class EntityRestorer:
             there = pa.concat_tables(found[number]).combine_chunks() if number in found else wanted.slice(0, 0)
             work.result.rows = there.num_rows
             if not _same_rows(there, wanted):
-                if table == "spans/1" and cast("Trace", work.expected).spans_location != _IN_DATABASE:
+                if table == "spans/1" and not work.has_spans:
                     continue
                 work.fail(f"{there.num_rows} rows were read back where {wanted.num_rows} were expected, or others", _DIFFERS)
+
+
+def _in_experiments(record: Record, result: EntityResult, ids: IdMap) -> dict[str, Any]:
+    """The members that name experiments, by their ids here. A link to one that is not restored would lead to a stranger."""
+    changes: dict[str, Any] = {}
+    if isinstance(one := getattr(record, "experiment_id", UNSET), str):
+        changes["experiment_id"] = ids.find("experiment", one) or UNSET
+    if isinstance(several := getattr(record, "experiment_ids", UNSET), tuple):
+        changes["experiment_ids"] = tuple(sorted(filter(None, (ids.find("experiment", one) for one in several))))
+        if len(changes["experiment_ids"]) < len(several):
+            result.notes.append("links of evaluation datasets to experiments that are not restored are left out")
+    if isinstance(record, RegisteredModel):
+        tags = [KeyValue(key=t.key, value=_listed(t.value, ids)) if t.key == _EXPERIMENTS_OF_PROMPT else t for t in record.tags]
+        changes["tags"] = tuple(tags)
+    return changes
+
+
+def _listed(experiment_ids: str, ids: IdMap) -> str:
+    """MLflow's list of the experiments of a prompt, as ``,1,2,``, by their ids here."""
+    return ",".join(ids.new("experiment", one) if one else "" for one in experiment_ids.split(","))
 
 
 def _same_rows(there: pa.Table, wanted: pa.Table) -> bool:

@@ -76,9 +76,12 @@ class Limits:
             if is_json and not self._is_sqlite and _NO_JSON.search(value) and not _is_plain_json(value):
                 return "it is JSON with NaN or an infinity, which the database refuses"
             return self.text(table, column, value)
-        if column == "experiment_id" and isinstance(value, int) and value not in self._ids:
-            return f"{value} is too large for the database"
         return None
+
+    def experiment_id(self, text: str) -> int | None:
+        """The id of an experiment as the database holds it; None where it is no integer of its size."""
+        is_integer = text.isascii() and text.removeprefix("-").isdigit()
+        return int(text) if is_integer and int(text) in self._ids else None
 
     def key(self, key: str) -> str | None:
         """Why this metric key cannot be held, or None."""
@@ -92,8 +95,6 @@ class Limits:
         """The tags that can be held, the problems, and whether the experiment can be held at all."""
         fatal = []
         number = experiment.experiment_id
-        if not (number.isascii() and number.removeprefix("-").isdigit() and int(number) in self._ids):
-            fatal.append(f"the id {number!r} is no integer of the size that the database holds")
         if reason := self.text("experiments", "name", experiment.name):
             fatal.append(f"the name: {reason}")
         kept, reasons = self._pairs("experiment_tags", experiment.tags, "the tag")

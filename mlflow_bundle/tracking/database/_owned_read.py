@@ -62,7 +62,6 @@ class OwnedReader:
         yield from self._owned("model_metrics/1", sql, ids, first)
 
     def _spans(self, ids: Sequence[str], first: int) -> Iterator[pa.Table]:
-        places = self._places(ids)
         if "spans" in self._tables:
             columns = self._columns("spans", _SPAN_COLUMNS)
             sql = f"SELECT trace_id, {columns} FROM spans WHERE trace_id IN {literals(ids)}"
@@ -70,11 +69,11 @@ class OwnedReader:
         else:
             found = ROW_SCHEMAS["spans/1"].empty_table()
         there = set(found.column("owner").unique().to_pylist())
+        without = {trace_id: number for number, trace_id in enumerate(ids, start=first) if number not in there}
         elsewhere = []
-        for number, trace_id in enumerate(ids, start=first):
-            place = places.get(trace_id, {})
-            if number not in there and place.get("spans_location") != _IN_DATABASE and place.get("artifact_uri"):
-                elsewhere.append((number, self._from_file(trace_id, place["artifact_uri"])))
+        for trace_id, place in self._places(list(without)).items():
+            if place.get("spans_location") != _IN_DATABASE and place.get("artifact_uri"):
+                elsewhere.append((without[trace_id], self._from_file(trace_id, place["artifact_uri"])))
         if not elsewhere:
             yield found
             return
@@ -102,15 +101,15 @@ class OwnedReader:
         yield rows if in_order else rows.take(places)
 
     def _places(self, ids: Sequence[str]) -> dict[str, dict[str, str]]:
-        """What the location tags of these traces say, by the field of the record."""
-        if "trace_tags" not in self._tables:
+        """What the location tags of these traces say, by the field of the record; in the order of the ids."""
+        if "trace_tags" not in self._tables or not ids:
             return {}
         fields = {key: field for field, key in LOCATION_TAGS.items()}
         where = f"request_id IN {literals(ids)} AND key IN {literals(fields)}"
-        found: dict[str, dict[str, str]] = {}
+        found: dict[str, dict[str, str]] = {trace_id: {} for trace_id in ids}
         table = self._db.fetch(f"SELECT request_id, key, value FROM trace_tags WHERE {where}", _LOCATIONS)
         for trace_id, key, value in zip(*(column.to_pylist() for column in table.columns), strict=True):
-            found.setdefault(trace_id, {})[fields[key]] = value or ""
+            found[trace_id][fields[key]] = value or ""
         return found
 
     def _from_file(self, trace_id: str, location: str) -> list[dict[str, object]]:

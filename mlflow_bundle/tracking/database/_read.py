@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -20,6 +21,7 @@ from mlflow_bundle.records import Dataset, DatasetInput, Experiment, KeyValue, P
 from mlflow_bundle.tracking._filter import matching
 from mlflow_bundle.tracking._port import SERIES_SCHEMA, ArtifactStore, EntityQuery, RunQuery
 from mlflow_bundle.tracking.artifacts import artifact_store
+from mlflow_bundle.tracking.artifacts._folders import Folders
 from mlflow_bundle.tracking.artifacts._own import NoArtifacts, own_location
 from mlflow_bundle.tracking.database._connection import Connection, columns_of, literals, parse_uri, revision_of
 from mlflow_bundle.tracking.database._entity_read import EntityReader
@@ -126,6 +128,7 @@ class DatabaseSource:
         parsed = parse_uri(uri)
         self._destination = artifacts_destination
         self._storage_options = storage_options
+        self._folders = Folders()
         self._db = Connection(parsed, read_only=True)
         try:
             self._tables = columns_of(self._db)
@@ -406,12 +409,16 @@ class DatabaseSource:
     def artifacts(self, record: Record) -> ArtifactStore:
         """The files of a run, logged model, trace or model version. One without a location of its own has none."""
         location = own_location(record) if isinstance(record, ModelVersion) else getattr(record, "artifact_uri", UNSET)
-        if not location:
+        identity = record_id(record)
+        if not location or self._folders.lack(location, identity, partial(self._store, identity)):
             return NoArtifacts()
+        return self._store(identity, location)
+
+    def _store(self, identity: str, location: str) -> ArtifactStore:
         return artifact_store(
             location,
             client=None,
-            run_id=record_id(record),
+            run_id=identity,
             artifacts_destination=self._destination,
             storage_options=self._storage_options,
         )

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Final
 
 from mlflow_bundle.errors import ServerError, UnsupportedError, UsageError
 from mlflow_bundle.tracking.database._connection import Connection, DatabaseUri, columns_of, parse_uri, revision_of
+from mlflow_bundle.tracking.database._revision import head_revision
 
 __all__ = ["place_database", "prepare_database"]
 
-_REVISION: Final = re.compile(r"^(revision|down_revision)\s*(?::[^=]*)?=\s*(.+)$", re.MULTILINE)
-_QUOTED: Final = re.compile(r"[\"'](\w+)[\"']")
 #: SQLAlchemy's drivers for PostgreSQL, by which one is tried first.
 _DRIVERS: Final = ("psycopg2", "psycopg", "pg8000")
 
@@ -35,7 +31,7 @@ def prepare_database(uri: DatabaseUri) -> str:
     if not tables:
         _create(uri)
         tables, found = _look(uri)
-    head = _head_revision()
+    head = head_revision()
     if "experiments" not in tables:
         raise UnsupportedError(
             f"the database {uri.shown} holds tables, but not MLflow's",
@@ -133,26 +129,6 @@ def _create_tables(engine: Any) -> None:
         raise ServerError(f"the tables of {shown} could not be created: {' '.join(str(error).split())[:300]}") from error
     finally:
         engine.dispose()
-
-
-def _head_revision() -> str:
-    """The revision of the installed MLflow: of its migrations the one that no other builds upon.
-
-    It is read from their sources, because importing MLflow costs seconds and 200 MB.
-    """
-    spec = importlib.util.find_spec("mlflow")
-    folders = spec.submodule_search_locations if spec is not None else None
-    if not folders:
-        raise UsageError("writing into a database needs MLflow, which is not installed", hint="pip install mlflow")
-    revisions: set[str] = set()
-    followed: set[str] = set()
-    for path in Path(folders[0], "store", "db_migrations", "versions").glob("*.py"):
-        for name, value in _REVISION.findall(path.read_text(encoding="utf-8")):
-            (revisions if name == "revision" else followed).update(_QUOTED.findall(value))
-    heads = revisions - followed
-    if len(heads) != 1:
-        raise UnsupportedError(f"the migrations of the installed MLflow end in {len(heads)} revisions where one was expected")
-    return heads.pop()
 
 
 @contextmanager

@@ -75,9 +75,9 @@ def complete_trace(fields: dict[str, Any], extra: Mapping[str, Any]) -> None:
 
 
 def _members(extra: Mapping[str, Any], columns: tuple[str, ...]) -> str | None:
-    members = {column: extra[column] for column in columns if extra.get(column) is not None}
+    members = {column: value for column in columns if (value := extra.get(column)) is not None}
     return json.dumps(members) if members else None
 
 
 def _sorted(pairs: Mapping[str, KeyValue]) -> tuple[KeyValue, ...]:
-    return tuple(pairs[key] for key in sorted(pairs, key=lambda key: key.encode("utf-8", "surrogatepass")))
+    return tuple(pairs[key] for key in sorted(pairs))  # by code points, which is by UTF-8 bytes

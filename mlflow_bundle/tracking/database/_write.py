@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
@@ -30,8 +30,10 @@ from mlflow_bundle.tracking._port import (
     RunResult,
     TargetExperiment,
 )
+from mlflow_bundle.tracking._workspaces import Homes
 from mlflow_bundle.tracking.artifacts import artifact_store
 from mlflow_bundle.tracking.database._connection import Connection, DatabaseUri, columns_of, literal, literals, parse_uri
+from mlflow_bundle.tracking.database._entity_limits import EntityLimits
 from mlflow_bundle.tracking.database._entity_rows import Tables
 from mlflow_bundle.tracking.database._entity_write import EntityRestorer
 from mlflow_bundle.tracking.database._files import FilesFound, compare_files, write_files
@@ -50,7 +52,6 @@ _FILE_THREADS: Final = 8
 _SQLITE_CACHE_KIB: Final = 50_000
 
 _PARENT_TAG: Final = "mlflow.parentRunId"
-_DEFAULT_WORKSPACE: Final = "default"
 
 
 @dataclass(slots=True, eq=False)
@@ -74,7 +75,8 @@ class DatabaseTarget:
     SQLite it is ``mlruns`` beside the file unless said otherwise. ``artifacts_destination`` is the option of the same name of a
     server that will serve this database: what lay behind a server stays at ``mlflow-artifacts:``, and its files go there.
 
-    Experiment ids stay where they are free. What merging an experiment left as it was is said in ``notes``.
+    Experiment ids stay where they are free and the database has a place for them. ``notes`` say where it has none, and what
+    merging an experiment left as it was.
 
     Raises:
         UnsupportedError: the schema is not that of the installed MLflow; it is never upgraded here.
@@ -97,13 +99,14 @@ class DatabaseTarget:
         self.notes: list[str] = []
         self._destination = artifacts_destination
         self._storage_options = storage_options
-        self._workspace = workspace or _DEFAULT_WORKSPACE
         self._places = Places(self._wanted, artifact_root, artifacts_destination)
         self._restorer: EntityRestorer | None = None
         self._lock = threading.RLock()
         revision = prepare_database(self._uri)
         self._db = self._connect()
-        self._limits = Limits(columns_of(self._db), is_sqlite=self._uri.is_sqlite)
+        tables = columns_of(self._db)
+        self._limits = Limits(tables, is_sqlite=self._uri.is_sqlite)
+        self._homes = Homes(workspace, "workspaces" in tables and "workspace" in tables["experiments"])
         self._description = Source(kind=self._uri.dialect, uri=self._wanted.shown, version=f"schema {revision}")
 
     def _connect(self) -> Connection:
@@ -130,6 +133,11 @@ class DatabaseTarget:
         return self._description
 
     @property
+    def has_workspaces(self) -> bool:
+        """Whether the schema has workspaces: that of the installed MLflow, which may be an older one."""
+        return self._homes.offered
+
+    @property
     def keeps_ids(self) -> bool:
         """True: runs keep their ids, and experiments keep theirs where they are free."""
         return True
@@ -138,7 +146,13 @@ class DatabaseTarget:
         """Every experiment that is there."""
         with self._look() as source:
             return [
-                TargetExperiment(e.experiment_id, e.name, e.lifecycle_stage, creation_time=e.creation_time or None)
+                TargetExperiment(
+                    e.experiment_id,
+                    e.name,
+                    e.lifecycle_stage,
+                    creation_time=e.creation_time or None,
+                    workspace=e.workspace or "",
+                )
                 for e in source.experiments()
             ]
 
@@ -147,7 +161,13 @@ class DatabaseTarget:
         return _Reader(self._uri.text, artifacts_destination=self._destination, storage_options=self._storage_options)
 
     def cannot_hold_experiment(self, experiment: Experiment) -> list[Problem]:
-        """What of this experiment the database would refuse."""
+        """What of this experiment the database would refuse. An id that it has no place for is no loss, and only noted."""
+        if self._limits.experiment_id(experiment.experiment_id) is None:
+            note = (
+                f"the experiment {experiment.name!r} gets another id: the database has no place for {experiment.experiment_id}"
+            )
+            if note not in self.notes:
+                self.notes.append(note)
         return self._limits.experiment(experiment)[1]
 
     def cannot_hold_run(self, run: Run) -> list[Problem]:
@@ -176,7 +196,9 @@ class DatabaseTarget:
 
     # -- experiments ------------------------------------------------------------------------------------------------------
 
-    def place_experiment(self, experiment: Experiment, *, name: str, existing: TargetExperiment | None) -> str:
+    def place_experiment(
+        self, experiment: Experiment, *, name: str, existing: TargetExperiment | None, workspace: str = ""
+    ) -> str:
         """Create the experiment under ``name``, or add its tags to the existing one. Returns its id at the target.
 
         Raises:
@@ -192,22 +214,20 @@ class DatabaseTarget:
                 self._merge(experiment, tags, existing)
                 return existing.experiment_id
             experiment_id = self._free_id(experiment.experiment_id)
-            self._insert_experiment(experiment, experiment_id, name, tags)
+            moved = msgspec.structs.replace(experiment, name=name, workspace=workspace or UNSET, tags=tags)
+            self._insert_experiment(moved, experiment_id)
             return experiment_id
 
     def _free_id(self, wanted: str) -> str:
-        taken = set(self._texts("SELECT CAST(experiment_id AS VARCHAR) FROM experiments"))
-        number = str(int(wanted))
-        return number if number not in taken else str(max(map(int, taken)) + 1)
+        """The id itself where it is free and can be held, else the next one."""
+        taken = {int(text) for text in self._texts("SELECT CAST(experiment_id AS VARCHAR) FROM experiments")}
+        number = self._limits.experiment_id(wanted)
+        return str(number if number is not None and number not in taken else max(taken, default=0) + 1)
 
-    def _insert_experiment(self, experiment: Experiment, experiment_id: str, name: str, tags: Collection[KeyValue]) -> None:
-        workspace = experiment.workspace or _DEFAULT_WORKSPACE
-        if workspace != self._workspace:
-            self.notes.append(f"the experiment {name!r} of the workspace {workspace!r} is now in {self._workspace!r}")
+    def _insert_experiment(self, experiment: Experiment, experiment_id: str) -> None:
         row = {
             "experiment_id": int(experiment_id),
-            "name": name,
-            "workspace": self._workspace,
+            "name": experiment.name,
             "artifact_location": self._places.of_experiment(
                 experiment.artifact_location, experiment.experiment_id, experiment_id
             ),
@@ -215,16 +235,18 @@ class DatabaseTarget:
             "creation_time": experiment.creation_time,
             "last_update_time": experiment.last_update_time,
         }
-        self._add_workspace()
+        if experiment.workspace:
+            row["workspace"] = experiment.workspace
+            self._add_workspace(experiment.workspace)
         append_experiment(self._db, row)
-        append_experiment_tags(self._db, experiment_id, tags)
+        append_experiment_tags(self._db, experiment_id, experiment.tags)
         if not self._uri.is_sqlite:
             self._db.run(_MOVE_SEQUENCE)
         self._db.commit()
 
-    def _add_workspace(self) -> None:
-        """Make the workspace that everything goes to, where it does not exist: a server shows nothing of an unknown one."""
-        name = literal(self._workspace)
+    def _add_workspace(self, workspace: str) -> None:
+        """Make a workspace of which nothing but the name is known: a server shows nothing of one that does not exist."""
+        name = literal(workspace)
         self._db.run(
             f"INSERT INTO workspaces (name) SELECT {name} WHERE NOT EXISTS (SELECT 1 FROM workspaces WHERE name = {name})"
         )
@@ -413,8 +435,9 @@ class DatabaseTarget:
     def _entities(self) -> EntityRestorer:
         if self._restorer is None:
             tables = Tables(self._db, columns_of(self._db))
+            limits = EntityLimits(self._db, tables, self._limits, self._homes)
             self._restorer = EntityRestorer(
-                self._db, tables, limits=self._limits, places=self._places, open_store=self._store_of, workspace=self._workspace
+                self._db, tables, limits=limits, places=self._places, open_store=self._store_of, homes=self._homes
             )
             self._db.commit()
         return self._restorer
@@ -446,7 +469,10 @@ class DatabaseTarget:
         with self._lock:
             self._settle()
         with self._lock, self._rolled_back():
-            self._add_workspace()
+            if self._homes.offered and kind != "workspace":
+                workspaces = [getattr(one.record, "workspace", None) for one in planned]
+                for home in sorted({self._homes.of(one) for one in workspaces if one is not None}):
+                    self._add_workspace(home)
             self._db.commit()
             return self._entities.restore(kind, planned, ids, open_blob, options)
 

@@ -10,11 +10,28 @@ from msgspec import UNSET, UnsetType
 
 from mlflow_bundle.entities import ModelInput, ModelOutput
 from mlflow_bundle.records import Dataset, DatasetInput, Experiment, KeyValue, Run
-from mlflow_bundle.tracking._rest import API, RestClient
+from mlflow_bundle.tracking._rest import API, RefusedError, RestClient
 
-__all__ = ["OneRun", "RunAnswer", "RunPage", "SearchRuns", "chunks", "experiments", "get_run", "model_links", "search_runs"]
+__all__ = [
+    "IDS_PER_SEARCH",
+    "OneRun",
+    "RunAnswer",
+    "RunPage",
+    "SearchRuns",
+    "all_runs",
+    "chunks",
+    "experiments",
+    "get_run",
+    "model_links",
+    "runs_among",
+    "search_runs",
+]
 
 _EXPERIMENTS_PER_PAGE: Final = 1_000
+#: Runs that are searched for by id in one request.
+IDS_PER_SEARCH: Final = 200
+_RUNS_PER_PAGE: Final = 500
+_STAGES: Final = {"ALL": ("active", "deleted"), "ACTIVE_ONLY": ("active",), "DELETED_ONLY": ("deleted",)}
 
 Text = str | UnsetType
 Lifecycle = Literal["active", "deleted"]
@@ -191,6 +208,50 @@ def search_runs(client: RestClient, search: SearchRuns) -> RunPage:
     """One page of runs."""
     page: RunPage = client.post_json(f"{API}runs/search", search, answer=RunPage)
     return page
+
+
+def all_runs(client: RestClient, search: SearchRuns) -> list[RunAnswer]:
+    """All pages of a search."""
+    answers: list[RunAnswer] = []
+    token = ""
+    while True:
+        page = search_runs(client, msgspec.structs.replace(search, max_results=_RUNS_PER_PAGE, page_token=token))
+        answers += page.runs
+        token = page.next_page_token
+        if not token:
+            return answers
+
+
+def runs_among(client: RestClient, search: SearchRuns, run_ids: Sequence[str]) -> Sequence[RunAnswer]:
+    """Those of these runs, at most ``IDS_PER_SEARCH``, that the search would find, in no order.
+
+    Raises:
+        RefusedError: the server does not understand the filter.
+    """
+    names = ", ".join(f"'{run_id}'" for run_id in run_ids)
+    among = f"attributes.run_id IN ({names})"
+    text = f"{search.filter} AND {among}" if search.filter else among
+    try:
+        return search_runs(client, msgspec.structs.replace(search, filter=text, max_results=len(run_ids))).runs
+    except RefusedError as error:
+        if error.error_code != "INVALID_PARAMETER_VALUE":
+            raise
+    # MLflow 1 does not understand lists where its parser of SQL is newer than itself.
+    if search.filter:
+        wanted = set(run_ids)
+        return [run for run in all_runs(client, search) if run.run_id in wanted]
+    found = [run for run_id in run_ids if (run := _run_if_there(client, run_id)) is not None]
+    places, stages = set(search.experiment_ids), _STAGES[search.run_view_type]
+    return [run for run in found if run.info.experiment_id in places and run.info.lifecycle_stage in stages]
+
+
+def _run_if_there(client: RestClient, run_id: str) -> RunAnswer | None:
+    try:
+        return get_run(client, run_id)
+    except RefusedError as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
 
 
 def get_run(client: RestClient, run_id: str) -> RunAnswer:

@@ -82,15 +82,12 @@ class EntityReader:
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds that the server has, in archive order."""
-        offered = {*self._server.kinds, *(("trace",) if self._traces.offered() else ())}
-        return tuple(kind for kind in KINDS if kind in offered)
+        return tuple(kind for kind in KINDS if kind in self._server.features.offered)
 
     @property
     def absent(self) -> tuple[str, ...]:
         """The kinds and fields that the server does not offer."""
-        kinds = self.kinds
-        whole = (*self._server.absent, *(() if "trace" in kinds else ("trace",)))
-        return (*whole, *(f"{kind}.{name}" for kind in kinds for name in _NEVER.get(kind, ())))
+        return (*self._server.features.absent, *(f"{kind}.{name}" for kind in self.kinds for name in _NEVER.get(kind, ())))
 
     def read(self, kind: str, query: EntityQuery) -> Iterator[list[Record]]:
         """The records of a kind that match, in archive order, in batches of at most 1,000.
@@ -100,15 +97,17 @@ class EntityReader:
         """
         if kind not in self.kinds:
             raise UnsupportedError(f"the MLflow server {self._server.client.uri} has no {kind}")
-        if kind == "trace":
-            return (list(batch) for batch in self._traces.entities(query))
         return self._permitted(kind, query)
 
     def _permitted(self, kind: str, query: EntityQuery) -> Iterator[list[Record]]:
         """The records that match, as far as this user may read them; the rest becomes a problem."""
-        read = self._dataset_records if kind == "dataset_record" else self._readers[kind]
+        read = self._dataset_records if kind == "dataset_record" else self._readers.get(kind)
         try:
-            yield from in_batches(filter(matches(kind, query), read(query)), in_order=kind == "dataset_record")
+            if read is None:
+                for batch in self._traces.entities(query):
+                    yield [*batch]
+            else:
+                yield from in_batches(filter(matches(kind, query), read(query)), in_order=kind == "dataset_record")
         except AuthError as error:
             self._server.forbid(kind, error)
 

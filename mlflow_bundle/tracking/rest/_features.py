@@ -17,34 +17,45 @@ from mlflow_bundle.kinds import KINDS
 from mlflow_bundle.records import Experiment, Problem
 from mlflow_bundle.tracking._rest import API, RefusedError, RestClient
 from mlflow_bundle.tracking.rest._answers import experiments
+from mlflow_bundle.tracking.rest._releases import FIELDS_SINCE, Release, release_of
 
-__all__ = ["API3", "SourceServer", "Workspaced"]
+__all__ = ["API3", "TRACES_3", "Features", "SourceServer", "Workspaced"]
 
 #: Where the endpoints of entities since MLflow 3 live.
 API3: Final = "/api/3.0/mlflow/"
 _NOT_PERMITTED: Final = 403
+_INVALID: Final = "INVALID_PARAMETER_VALUE"
 _NOT_IMPLEMENTED: Final = 501
 _DEFAULT: Final = "default"
+_NEWEST: Final[Release] = (99, 0)
+#: Traces by version 3 of the API, which keeps their ids. Servers from 2.14 on know version 2.
+TRACES_3: Final = "trace by version 3"
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class _Probe(NamedTuple):
-    """A request that reads next to nothing and tells whether the server knows some kinds. With a body it is a POST."""
+    """A request that reads next to nothing and tells whether the server knows some kinds. With a body it is a POST. A kind
+    that several probes name is there when one of them is answered."""
 
     kinds: tuple[str, ...]
     path: str
     params: Mapping[str, Any] = {}
     body: Mapping[str, Any] | None = None
+    #: Whether every server that can answer takes it, so that a refusal of what it asks says that there is no store for it.
+    plain: bool = False
 
 
 _ONE: Final = {"max_results": 1}
 _GATEWAY: Final = ("gateway_secret", "gateway_model_definition", "gateway_endpoint", "budget_policy", "guardrail")
+_IN_DEFAULT: Final = [{"type": "MLFLOW_EXPERIMENT", "mlflow_experiment": {"experiment_id": "0"}}]
 #: Listing label schemas would write into the server, so that one that does not exist is asked for.
 _PROBES: Final = (
+    _Probe(("trace", TRACES_3), f"{API3}traces/search", body={"locations": _IN_DEFAULT, **_ONE}),
+    _Probe(("trace",), f"{API}traces", {"experiment_ids": "0", **_ONE}),
     _Probe(("logged_model",), f"{API}logged-models/search", body={"experiment_ids": ["0"], **_ONE}),
-    _Probe(("registered_model", "model_version"), f"{API}registered-models/search", _ONE),
+    _Probe(("registered_model", "model_version"), f"{API}registered-models/search", _ONE, plain=True),
     _Probe(("evaluation_dataset", "dataset_record"), f"{API3}datasets/search", body=_ONE),
     _Probe(("scorer",), f"{API3}scorers/list", {"experiment_id": "0"}),
     _Probe(("label_schema",), f"{API3}label-schemas/get", {"schema_id": "ls-none"}),
@@ -58,7 +69,7 @@ _PROBES: Final = (
 )
 
 
-class _Info(msgspec.Struct):
+class ServerInfo(msgspec.Struct):
     """The answer of ``server-info``, which servers have since 3.9; it says whether there are workspaces since 3.10."""
 
     workspaces_enabled: bool | None = None
@@ -80,6 +91,78 @@ class Workspaced(NamedTuple):
     client: RestClient
 
 
+class Features:
+    """What a server offers, which is asked once: a source and a target know it in the same way.
+
+    ``each`` calls a function for several items, side by side where it can. A kind that the server knows and this user may not
+    touch (403) is offered: what is done with it says whether he may.
+
+    Raises:
+        AuthError: the server does not know the user at all.
+        ServerError: the server fails.
+    """
+
+    def __init__(self, client: RestClient, each: Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]) -> None:
+        self._client = client
+        self._each = each
+
+    @cached_property
+    def info(self) -> ServerInfo:
+        """What ``server-info`` says; empty where there is no such thing."""
+        try:
+            info: ServerInfo = self._client.get_json(f"{API3}server-info", answer=ServerInfo)
+        except (RefusedError, AuthError):
+            return ServerInfo()
+        return info
+
+    @cached_property
+    def offered(self) -> frozenset[str]:
+        """The kinds of ``_PROBES`` that the server has, ``TRACES_3``, and workspaces where they are enabled."""
+        found: set[str] = {"workspace"} if self.info.workspaces_enabled else set()
+        gateway = self.info.features_enabled.get("gateway", True)
+        probes = [probe for probe in _PROBES if gateway or probe.kinds[0] not in _GATEWAY]
+        for probe, there in zip(probes, self._each(self._answers, probes), strict=True):
+            found.update(probe.kinds if there else ())
+        return frozenset(found)
+
+    @cached_property
+    def absent(self) -> tuple[str, ...]:
+        """The kinds that the server does not have or has not switched on, in archive order, then fields of those it has."""
+        asked = {"workspace", *(kind for probe in _PROBES for kind in probe.kinds)}
+        kinds = [kind for kind in KINDS if kind in asked and kind not in self.offered]
+        fields = [
+            f"{kind}.{field}"
+            for kind, names in FIELDS_SINCE.items()
+            for field, since in names.items()
+            if kind not in kinds and self.release < since
+        ]
+        return (*kinds, *fields)
+
+    @property
+    def release(self) -> Release:
+        """The release of the server; a service that speaks MLflow's API and names none is taken for a new one."""
+        version = self._client.version()
+        return release_of(version) if version or self._client.uri.startswith("http") else _NEWEST
+
+    def _answers(self, probe: _Probe) -> bool:
+        try:
+            if probe.body is None:
+                self._client.get_json(probe.path, probe.params)
+            else:
+                self._client.post_json(probe.path, probe.body)
+        except RefusedError as error:
+            # MLflow 1 has no registry where experiments and runs are files.
+            return not (error.endpoint_missing or (probe.plain and error.error_code == _INVALID))
+        except AuthError as error:
+            if error.status != _NOT_PERMITTED:
+                raise
+        except ServerError as error:
+            if error.status != _NOT_IMPLEMENTED:
+                raise
+            return False
+        return True
+
+
 class SourceServer:
     """A server that is being read, asked once what it offers.
 
@@ -90,6 +173,7 @@ class SourceServer:
         self.client = client
         self._threads = threads
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="mlflow-bundle-entities")
+        self.features = Features(client, self.map)
         self._homes: dict[str, Workspaced] = {}
         self._forbidden: dict[str, Problem] = {}
 
@@ -102,18 +186,10 @@ class SourceServer:
         return bounded_map(self._executor, function, items, 2 * self._threads)
 
     @cached_property
-    def _info(self) -> _Info:
-        try:
-            info: _Info = self.client.get_json(f"{API3}server-info", answer=_Info)
-        except (RefusedError, AuthError):
-            return _Info()
-        return info
-
-    @cached_property
     def workspaces(self) -> tuple[Workspaced, ...]:
         """The workspaces to read, each with its client. Where they are not enabled, everything is in the default one."""
-        if not self._info.workspaces_enabled:
-            return (Workspaced(None if self._info.workspaces_enabled is None else _DEFAULT, self.client),)
+        if not self.features.info.workspaces_enabled:
+            return (Workspaced(None if self.features.info.workspaces_enabled is None else _DEFAULT, self.client),)
         if chosen := os.environ.get("MLFLOW_WORKSPACE", "").strip():
             return (Workspaced(chosen, self.client.in_workspace(chosen)),)
         answer: _Workspaces = self.client.get_json(f"{API3}workspaces", answer=_Workspaces)
@@ -147,23 +223,6 @@ class SourceServer:
         """The workspace of this name; the first where there is none."""
         return next((workspace for workspace in self.workspaces if workspace.name == name), self.workspaces[0])
 
-    @cached_property
-    def kinds(self) -> tuple[str, ...]:
-        """The kinds of ``_PROBES`` that the server has, and workspaces, in archive order."""
-        offered: set[str] = {"workspace"} if self._info.workspaces_enabled else set()
-        gateway = self._info.features_enabled.get("gateway", True)
-        probes = [probe for probe in _PROBES if gateway or probe.kinds[0] not in _GATEWAY]
-        for probe, there in zip(probes, self.map(self._answers, probes), strict=True):
-            offered.update(probe.kinds if there else ())
-        return tuple(kind for kind in KINDS if kind in offered)
-
-    @cached_property
-    def absent(self) -> tuple[str, ...]:
-        """The kinds that the server does not have or does not have switched on, in archive order."""
-        asked = {"workspace", *(kind for probe in _PROBES for kind in probe.kinds)}
-        known = {*self.kinds, *self._forbidden}
-        return tuple(kind for kind in KINDS if kind in asked and kind not in known)
-
     @property
     def forbidden(self) -> list[Problem]:
         """The kinds that the server has and that this user may not read, or not wholly."""
@@ -179,22 +238,3 @@ class SourceServer:
             raise error
         message = f"not every {kind} can be read: {error.message}"
         self._forbidden.setdefault(kind, Problem(code="not-permitted", kind=kind, message=message))
-
-    def _answers(self, probe: _Probe) -> bool:
-        client = self.workspaces[0].client
-        try:
-            if probe.body is None:
-                client.get_json(probe.path, probe.params)
-            else:
-                client.post_json(probe.path, probe.body)
-        except RefusedError as error:
-            return not error.endpoint_missing
-        except AuthError as error:
-            for kind in probe.kinds:
-                self.forbid(kind, error)
-            return False
-        except ServerError as error:
-            if error.status != _NOT_IMPLEMENTED:
-                raise
-            return False
-        return True

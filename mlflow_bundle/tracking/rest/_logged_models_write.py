@@ -5,19 +5,23 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any, Final, cast
 
 import pyarrow as pa
 from msgspec import UNSET
 
 from mlflow_bundle._digests import file_hex, hex_of
+from mlflow_bundle._parallel import bounded_map
 from mlflow_bundle.entities import KeyValue, LoggedModel, Run
 from mlflow_bundle.records import Problem
 from mlflow_bundle.tracking._port import SOURCE_TAG_PREFIX, EntityResult, IdMap, OpenBlob, PlannedEntity, RestoreOptions
 from mlflow_bundle.tracking.rest._answers import chunks
 from mlflow_bundle.tracking.rest._expected import COMPLETE, RESTORE_TAG, STARTED, keep_earlier
+from mlflow_bundle.tracking.rest._once import create_once
 from mlflow_bundle.tracking.rest._road import DIFFERS, SOURCE_BUNDLE, Server, not_restored, pages, tag_map
 
 __all__ = ["LoggedModelWriter"]
@@ -41,6 +45,38 @@ _MLMODEL_LINE: Final = re.compile(r"^(run_id|model_id|artifact_path):[ \t]*(\S.*
 _PARAMS: Final = 100
 _METRICS: Final = 1_000
 _PAGE: Final = 200
+#: Models that are read back with one request: they bring all their metrics.
+_COMPARED: Final = 50
+
+
+@dataclass(frozen=True, slots=True)
+class _There:
+    """A model of this archive at the target. ``complete``: an earlier restore finished it, but perhaps for its deletion."""
+
+    model_id: str
+    complete: bool
+    deleted: bool = False
+
+
+@dataclass(slots=True)
+class _Job:
+    """A model on its way."""
+
+    plan: PlannedEntity
+    result: EntityResult
+    experiment: str = ""
+    done: bool = False
+
+    @property
+    def model(self) -> LoggedModel:
+        """The archived record."""
+        return cast("LoggedModel", self.plan.record)
+
+    @property
+    def there(self) -> str:
+        """The id at the target."""
+        assert self.result.target_id is not None
+        return self.result.target_id
 
 
 class LoggedModelWriter:
@@ -48,7 +84,8 @@ class LoggedModelWriter:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._known: dict[str, dict[str, tuple[str, bool]]] = {}
+        self._runs = _Runs(server)
+        self._known: dict[str, dict[str, _There]] = {}
 
     def cannot_hold(self, model: LoggedModel) -> list[Problem]:
         """A server holds every logged model that a server has held."""
@@ -60,65 +97,86 @@ class LoggedModelWriter:
     def restore(
         self, planned: Sequence[PlannedEntity], ids: IdMap, open_blob: OpenBlob, _: RestoreOptions
     ) -> list[EntityResult]:
-        """Create, fill and finalize each model; those that an earlier restore completed are left alone."""
+        """Create, fill and finalize each model, read all of them back, and mark them complete; those that an earlier restore
+        completed are left alone."""
         for experiment in sorted({ids.new("experiment", _model(plan).experiment_id) for plan in planned}):
             if experiment not in self._known:
                 self._known[experiment] = self._restored_in(experiment)
+        jobs: dict[str, _Job] = {}
 
         def one(plan: PlannedEntity, result: EntityResult) -> None:
-            self._restore(plan, result, ids, open_blob)
+            job = jobs[result.source_id] = _Job(plan, result)
+            self._restore(job, ids, open_blob)
+
+        results = self._server.each("logged_model", planned, one)
+        made = [job for job in jobs.values() if not job.done and job.result.action != "failed"]
+        self._compare_all(made, ids)
+        self._guarded(self._complete, [job for job in made if job.result.action != "failed"])
+        for result in results:
             if result.target_id is not None:
                 ids.add("logged_model", result.source_id, result.target_id)
+        return results
 
-        return self._server.each("logged_model", planned, one)
+    def _guarded(self, step: Callable[[_Job], None], jobs: Sequence[_Job]) -> None:
+        """Do a step of every job with the threads."""
 
-    def _restored_in(self, experiment_id: str) -> dict[str, tuple[str, bool]]:
-        """Models of this archive that the experiment has already: archived id -> (id, whether it is complete)."""
-        body = {"experiment_ids": [experiment_id], "max_results": _PAGE}
-        found = {}
-        for model in pages(lambda token: self._server.post("logged-models/search", {**body, "page_token": token}), "models"):
-            tags = tag_map(model["info"].get("tags", []))
-            if tags.get(SOURCE_BUNDLE) == self._server.bundle_id and _SOURCE_ID in tags:
-                found[tags[_SOURCE_ID]] = (model["info"]["model_id"], tags.get(RESTORE_TAG) == COMPLETE)
+        def guarded(job: _Job) -> None:
+            self._server.guard(job.result, lambda: step(job))
+
+        for _ in bounded_map(self._server.executor, guarded, jobs, self._server.window):
+            pass
+
+    def _restored_in(self, experiment_id: str) -> dict[str, _There]:
+        """Models of this archive that the experiment has already, by archived id."""
+        found: dict[str, _There] = {}
         experiment = self._server.get("experiments/get", {"experiment_id": experiment_id})["experiment"]
         for key, value in tag_map(experiment.get("tags", [])).items():
             if key.startswith(_DELETED):
-                found[key.removeprefix(_DELETED)] = (value, True)
+                found[key.removeprefix(_DELETED)] = _There(value, complete=True, deleted=True)
+        # What a search shows is not deleted, whatever the experiment says.
+        for model in self._search([experiment_id], f"tags.`{SOURCE_BUNDLE}` = '{self._server.bundle_id}'"):
+            tags = tag_map(model["info"].get("tags", []))
+            if _SOURCE_ID in tags:
+                found[tags[_SOURCE_ID]] = _There(model["info"]["model_id"], tags.get(RESTORE_TAG) == COMPLETE)
         return found
 
-    def _restore(self, plan: PlannedEntity, result: EntityResult, ids: IdMap, open_blob: OpenBlob) -> None:
-        model = _model(plan)
+    def _search(self, experiment_ids: Sequence[str], text: str) -> list[dict[str, Any]]:
+        body = {"experiment_ids": experiment_ids, "max_results": _PAGE, "filter": text}
+        return pages(lambda token: self._server.post("logged-models/search", {**body, "page_token": token}), "models")
+
+    def _restore(self, job: _Job, ids: IdMap, open_blob: OpenBlob) -> None:
+        model, result = job.model, job.result
         experiment = ids.find("experiment", model.experiment_id)
         if experiment is None:
             result.action = "failed"
             result.problems.append(not_restored(result, f"its experiment {model.experiment_id} was not restored"))
             return
-        there, complete = self._known[experiment].get(model.model_id, (None, False))
-        if there is not None and complete:
-            result.action, result.target_id = "there", there
+        job.experiment = experiment
+        known = self._known[experiment].get(model.model_id)
+        if known is not None and known.complete:
+            result.target_id, job.done = known.model_id, True
+            if model.lifecycle_stage == "deleted" and not known.deleted:
+                self._delete(job)
+            else:
+                result.action = "there"
             return
-        if there is None:
-            there = self._create(model, experiment, ids)
-            self._known[experiment][model.model_id] = (there, False)
-        result.target_id = there
-        made = self._get(there)
+        made = self._create(job, ids) if known is None else self._get(known.model_id)
+        result.target_id = made["info"]["model_id"]
+        self._known[experiment][model.model_id] = _There(job.there, complete=False)
         self._send_params(model, made)
-        self._send_files(plan, result, made, ids, open_blob)
-        self._send_metrics(plan, result, there, ids)
+        self._send_files(job.plan, result, made, ids, open_blob)
+        self._send_metrics(job.plan, result, made, ids)
         if status := _STATUS.get(model.status or ""):
-            self._server.post(f"logged-models/{there}", {"model_id": there, "status": status}, method="PATCH")
-        self._compare(model, result, ids)
-        if result.action != "failed":
-            self._complete(model, experiment, there)
-            self._known[experiment][model.model_id] = (there, True)
+            self._server.post(f"logged-models/{job.there}", {"model_id": job.there, "status": status}, method="PATCH")
 
-    def _create(self, model: LoggedModel, experiment: str, ids: IdMap) -> str:
+    def _create(self, job: _Job, ids: IdMap) -> dict[str, Any]:
+        model = job.model
         tags = {tag.key: tag.value for tag in model.tags if tag.key != _VERSIONS}
         ours = {**self._server.source_tags(model, *_KEPT), RESTORE_TAG: STARTED}
         keep_earlier(tags, ours)
         tags |= ours
         body: dict[str, Any] = {
-            "experiment_id": experiment,
+            "experiment_id": job.experiment,
             "name": model.name,
             "model_type": model.model_type,
             "params": model.params[:_PARAMS],
@@ -127,7 +185,12 @@ class LoggedModelWriter:
         if model.source_run_id:
             body["source_run_id"] = ids.new("run", model.source_run_id)
         body = {key: value for key, value in body.items() if value is not UNSET}
-        return str(self._server.post("logged-models", body)["model"]["info"]["model_id"])
+
+        def find() -> dict[str, Any] | None:
+            ours = f"tags.`{SOURCE_BUNDLE}` = '{self._server.bundle_id}' AND tags.`{_SOURCE_ID}` = '{model.model_id}'"
+            return next(({"model": found} for found in self._search([job.experiment], ours)), None)
+
+        return cast("dict[str, Any]", create_once(self._server, "logged-models", body, find)["model"])
 
     def _get(self, model_id: str) -> dict[str, Any]:
         answer = self._server.get(f"logged-models/{model_id}", {"allow_deleted": "true"})
@@ -164,57 +227,49 @@ class LoggedModelWriter:
             result.files += 1
             result.file_bytes += len(content)
 
-    def _send_metrics(self, plan: PlannedEntity, result: EntityResult, model_id: str, ids: IdMap) -> None:
+    def _send_metrics(self, plan: PlannedEntity, result: EntityResult, made: Mapping[str, Any], ids: IdMap) -> None:
         """Points that the model does not have yet: a point that is there makes a server refuse the request halfway."""
         if plan.rows is None or not plan.rows.num_rows:
             return
-        there = {_identity(metric) for metric in self._get(model_id).get("data", {}).get("metrics", [])}
-        for run, points in _points_by_run(plan.rows, model_id).items():
+        there = {_identity(metric) for metric in made.get("data", {}).get("metrics", [])}
+        for run, points in _points_by_run(plan.rows, made["info"]["model_id"]).items():
             target = ids.find("run", run)
             if target is None:
                 message = f"{len(points)} metric points are left out: their run {run} was not restored"
                 result.problems.append(not_restored(result, message, code="cannot-hold"))
                 continue
             missing = [point for point in points if _identity({**point, "run_id": target}) not in there]
-            with _writable(self._server, target, needed=bool(missing)):
-                for some in chunks(missing, _METRICS):
-                    self._server.post("runs/log-batch", {"run_id": target, "metrics": some})
-            result.rows += len(points)
+            if missing:
+                with self._runs.writable(target):
+                    for some in chunks(missing, _METRICS):
+                        self._server.post("runs/log-batch", {"run_id": target, "metrics": some})
 
-    def _compare(self, model: LoggedModel, result: EntityResult, ids: IdMap) -> None:
-        """Read the model back; what differs is a problem."""
-        assert result.target_id is not None
-        found = self._get(result.target_id)
-        info, data = found["info"], found.get("data", {})
-        tags = tag_map(info.get("tags", []))
-        own = tag_map(_own_tags(model))
-        wanted: dict[str, tuple[Any, Any]] = {
-            "name": (model.name, info.get("name", "")),
-            "model_type": (model.model_type or "", info.get("model_type", "")),
-            "status": (model.status, str(info.get("status", "")).removeprefix("LOGGED_MODEL_").removeprefix("UPLOAD_")),
-            "params": (tag_map(model.params), tag_map(data.get("params", []))),
-            "tags": (own, {key: tags.get(key) for key in own}),
-        }
-        if model.source_run_id:
-            wanted["source_run_id"] = (ids.new("run", model.source_run_id), info.get("source_run_id", ""))
-        for field, (expected, actual) in wanted.items():
-            if expected is not UNSET and expected != actual:
-                message = f"read back from the target: {field} is {actual!r:.60} instead of {expected!r:.60}"
-                result.problems.append(not_restored(result, message, code=DIFFERS))
-                result.action = "failed"
-        if result.rows and len(data.get("metrics", [])) < result.rows:
-            message = f"{len(data.get('metrics', []))} metric points were read back from the target instead of {result.rows}"
-            result.problems.append(not_restored(result, message, code=DIFFERS))
-            result.action = "failed"
+    def _compare_all(self, jobs: Sequence[_Job], ids: IdMap) -> None:
+        """Read the models back, many at once; what differs is a problem."""
+        found: dict[str, dict[str, Any]] = {}
 
-    def _complete(self, model: LoggedModel, experiment: str, there: str) -> None:
+        def ask(some: Sequence[_Job]) -> list[dict[str, Any]]:
+            wanted = ", ".join(f"'{job.there}'" for job in some)
+            return self._search(sorted({job.experiment for job in some}), f"model_id IN ({wanted})")
+
+        for models in bounded_map(self._server.executor, ask, chunks(jobs, _COMPARED), self._server.window):
+            found |= {model["info"]["model_id"]: model for model in models}
+        for job in jobs:
+            for message in _differences(job, found.get(job.there), ids):
+                job.result.problems.append(not_restored(job.result, message, code=DIFFERS))
+                job.result.action = "failed"
+
+    def _complete(self, job: _Job) -> None:
         tags = [{"key": RESTORE_TAG, "value": COMPLETE}]
-        self._server.post(f"logged-models/{there}/tags", {"model_id": there, "tags": tags}, method="PATCH")
-        if model.lifecycle_stage == "deleted":
-            key = _DELETED + model.model_id
-            body = {"experiment_id": experiment, "key": key, "value": there}
-            self._server.post("experiments/set-experiment-tag", body)
-            self._server.post(f"logged-models/{there}", {"model_id": there}, method="DELETE")
+        self._server.post(f"logged-models/{job.there}/tags", {"model_id": job.there, "tags": tags}, method="PATCH")
+        if job.model.lifecycle_stage == "deleted":
+            self._delete(job)
+
+    def _delete(self, job: _Job) -> None:
+        """Note down what the model became, because nobody is shown a deleted one, then delete it."""
+        body = {"experiment_id": job.experiment, "key": _DELETED + job.model.model_id, "value": job.there}
+        self._server.post("experiments/set-experiment-tag", body)
+        self._server.post(f"logged-models/{job.there}", {"model_id": job.there}, method="DELETE")
 
     # -- runs ------------------------------------------------------------------------------------------------------
 
@@ -231,41 +286,101 @@ class LoggedModelWriter:
 
     def _link(self, run: Run, result: EntityResult, ids: IdMap) -> None:
         target = str(result.target_id)
-        there = self._links_of(target)
+        there, deleted = self._links_of(target)
         inputs = {ids.new("logged_model", link.model_id) for link in run.model_inputs}
         outputs = {(ids.new("logged_model", link.model_id), link.step) for link in run.model_outputs}
         new_inputs, new_outputs = inputs - there[0], outputs - there[1]
-        with _writable(self._server, target, needed=bool(new_inputs or new_outputs)):
+        if not new_inputs and not new_outputs:
+            return
+        with self._runs.writable(target, deleted=deleted):
             if new_inputs:
                 read = [{"model_id": model} for model in sorted(new_inputs)]
                 self._server.post("runs/log-inputs", {"run_id": target, "models": read})
             if new_outputs:
                 made = [{"model_id": model, "step": step} for model, step in sorted(new_outputs)]
                 self._server.post("runs/outputs", {"run_id": target, "models": made})
-        found = self._links_of(target)
+        found, _ = self._links_of(target)
         if not (inputs <= found[0] and outputs <= found[1]):
             result.action = "failed"
             message = "its links to logged models were not all read back from the target"
             result.problems.append(not_restored(result, message, code=DIFFERS))
 
-    def _links_of(self, run_id: str) -> tuple[set[str], set[tuple[str, int]]]:
+    def _links_of(self, run_id: str) -> tuple[tuple[set[str], set[tuple[str, int]]], bool]:
+        """The models that the run has read and made, and whether it is deleted."""
         run = self._server.get("runs/get", {"run_id": run_id})["run"]
         inputs = {link["model_id"] for link in run.get("inputs", {}).get("model_inputs", [])}
         outputs = {(link["model_id"], int(link.get("step", 0))) for link in run.get("outputs", {}).get("model_outputs", [])}
-        return inputs, outputs
+        return (inputs, outputs), run["info"].get("lifecycle_stage") == "deleted"
 
 
-@contextmanager
-def _writable(server: Server, run_id: str, *, needed: bool) -> Iterator[None]:
-    """A deleted run takes nothing: it is active meanwhile."""
-    stage = server.get("runs/get", {"run_id": run_id})["run"]["info"].get("lifecycle_stage") if needed else "active"
-    if stage == "deleted":
-        server.post("runs/restore", {"run_id": run_id})
-    try:
-        yield
-    finally:
-        if stage == "deleted":
-            server.post("runs/delete", {"run_id": run_id})
+@dataclass(slots=True)
+class _Run:
+    lock: Lock = field(default_factory=Lock)
+    deleted: bool | None = None
+    users: int = 0
+
+
+class _Runs:
+    """Runs that are written to by several threads: a deleted one takes nothing, so it is active meanwhile."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._lock = Lock()
+        self._known: dict[str, _Run] = {}
+
+    @contextmanager
+    def writable(self, run_id: str, *, deleted: bool | None = None) -> Iterator[None]:
+        """Hold a run open. ``deleted`` says what it is, where that is known."""
+        with self._lock:
+            run = self._known.setdefault(run_id, _Run(deleted=deleted))
+        with run.lock:
+            if run.deleted is None:
+                info = self._server.get("runs/get", {"run_id": run_id})["run"]["info"]
+                run.deleted = info.get("lifecycle_stage") == "deleted"
+            if run.deleted and not run.users:
+                self._server.post("runs/restore", {"run_id": run_id})
+            run.users += 1
+        try:
+            yield
+        finally:
+            with run.lock:
+                run.users -= 1
+                if run.deleted and not run.users:
+                    self._server.post("runs/delete", {"run_id": run_id})
+
+
+def _differences(job: _Job, found: Mapping[str, Any] | None, ids: IdMap) -> list[str]:
+    """What of the model is not at the target as it should be. The metric points that are there are counted."""
+    if found is None:
+        return ["it was not read back from the target"]
+    model, info, data = job.model, found["info"], found.get("data", {})
+    tags, own = tag_map(info.get("tags", [])), tag_map(_own_tags(model))
+    wanted: dict[str, tuple[Any, Any]] = {
+        "name": (model.name, info.get("name", "")),
+        "model_type": (model.model_type or "", info.get("model_type", "")),
+        "status": (model.status, str(info.get("status", "")).removeprefix("LOGGED_MODEL_").removeprefix("UPLOAD_")),
+        "params": (tag_map(model.params), tag_map(data.get("params", []))),
+        "tags": (own, {key: tags.get(key) for key in own}),
+    }
+    if model.source_run_id:
+        wanted["source_run_id"] = (ids.new("run", model.source_run_id), info.get("source_run_id", ""))
+    messages = [
+        f"read back from the target: {name} is {actual!r:.60} instead of {expected!r:.60}"
+        for name, (expected, actual) in wanted.items()
+        if expected is not UNSET and expected != actual
+    ]
+    there = {_identity(metric): _value(metric) for metric in data.get("metrics", [])}
+    points = {} if job.plan.rows is None else _points_by_run(job.plan.rows, job.there)
+    expected = {
+        _identity({**point, "run_id": target}): _value(point)
+        for run, some in points.items()
+        if (target := ids.find("run", run)) is not None
+        for point in some
+    }
+    job.result.rows = sum(1 for identity, value in expected.items() if there.get(identity) == value)
+    if job.result.rows < len(expected):
+        messages.append(f"{job.result.rows} metric points were read back from the target instead of {len(expected)}")
+    return messages
 
 
 def _own_tags(model: LoggedModel) -> list[KeyValue]:
@@ -300,6 +415,11 @@ def _model(plan: PlannedEntity) -> LoggedModel:
 
 def _identity(metric: Mapping[str, Any]) -> tuple[str, int, int, str]:
     return metric["key"], int(metric["timestamp"]), int(metric.get("step", 0)), str(metric.get("run_id", ""))
+
+
+def _value(metric: Mapping[str, Any]) -> tuple[str, str, str]:
+    """The value of a point, as text because NaN equals nothing, and its dataset."""
+    return repr(float(metric["value"])), metric.get("dataset_name") or "", metric.get("dataset_digest") or ""
 
 
 def _points_by_run(rows: pa.Table, model_id: str) -> dict[str, list[dict[str, Any]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -23,12 +24,15 @@ from mlflow_bundle.tracking.artifacts import artifact_store
 from mlflow_bundle.tracking.artifacts._local import local_path
 from mlflow_bundle.tracking.artifacts._own import NoArtifacts, own_location
 from mlflow_bundle.tracking.rest._answers import (
+    IDS_PER_SEARCH,
     RunAnswer,
     RunPage,
     SearchRuns,
+    all_runs,
     chunks,
     get_run,
     model_links,
+    runs_among,
     search_runs,
 )
 from mlflow_bundle.tracking.rest._entities_read import EntityReader
@@ -41,7 +45,6 @@ _JOBS: Final = 4
 _RUNS_PER_PAGE: Final = 500
 #: Experiment ids in one search: some databases bind at most 2,100 values.
 _EXPERIMENTS_PER_SEARCH: Final = 1_000
-_IDS_PER_SEARCH: Final = 200
 #: Up to so many runs are asked for one by one.
 _FEW_RUNS: Final = 20
 #: From so many parents on, reading all nested runs is cheaper than one search per parent.
@@ -136,12 +139,13 @@ class RestSource:
             filters = [f"tags.`{_PARENT}` = {_quoted(parent)}" for parent in sorted(parents)]
         ids = self._experiment_ids()
         searches = [
-            SearchRuns(group, filter=text, run_view_type="ALL", max_results=_RUNS_PER_PAGE, order_by=_BY_START)
+            SearchRuns(group, filter=text, run_view_type="ALL", order_by=_BY_START)
             for text in filters
             for _, home in self._server.by_home(ids)
             for group in chunks(home, _EXPERIMENTS_PER_SEARCH)
         ]
-        answers = chain.from_iterable(self._map(self._all_pages, searches))
+        asked = self._map(lambda search: all_runs(self._home(search.experiment_ids[0]), search), searches)
+        answers = chain.from_iterable(asked)
         found = {run.run_id: run for run in answers if run.tag(_PARENT) in parents}
         return self._complete(sorted((self._record(run) for run in found.values()), key=order_key))
 
@@ -282,20 +286,18 @@ class RestSource:
             else:
                 token = page.next_page_token
 
-    def _search(self, ids: Sequence[str], query: RunQuery, since: int | None, token: str = "", more: str = "") -> RunPage:
-        filters = [query.filter.strip(), more]
-        filters += [f"attributes.start_time >= {since}"] if since is not None else []
-        filters += [f"attributes.start_time <= {query.until}"] if query.until is not None else []
-        search = SearchRuns(
-            ids,
-            filter=" AND ".join(text for text in filters if text),
-            run_view_type=_VIEWS[query.lifecycle],
-            max_results=_RUNS_PER_PAGE,
-            order_by=_BY_START,
-            page_token=token,
+    def _search(self, ids: Sequence[str], query: RunQuery, since: int | None, token: str = "") -> RunPage:
+        search = msgspec.structs.replace(
+            _search_of(ids, query, since), max_results=_RUNS_PER_PAGE, order_by=_BY_START, page_token=token
         )
-        try:
+        with self._understood(query):
             return search_runs(self._home(ids[0]), search)
+
+    @contextmanager
+    def _understood(self, query: RunQuery) -> Iterator[None]:
+        """Say of a refusal that it is about the filter of the user, where he gave one."""
+        try:
+            yield
         except RefusedError as error:
             if query.filter and error.error_code in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
                 hint = "see https://mlflow.org/docs/latest/search-runs.html for the syntax"
@@ -305,13 +307,17 @@ class RestSource:
     def _selected(self, ids: Sequence[str], query: RunQuery, run_ids: Sequence[str]) -> list[Run]:
         """Those of the runs that match the query, in no order."""
         jobs = [
-            (group, f"attributes.run_id IN ({', '.join(map(_quoted, some))})")
-            for some in chunks(list(dict.fromkeys(run_ids)), _IDS_PER_SEARCH)
+            (group, some)
+            for some in chunks(list(dict.fromkeys(run_ids)), IDS_PER_SEARCH)
             for _, home in self._server.by_home(ids)
             for group in chunks(home, _EXPERIMENTS_PER_SEARCH)
         ]
-        pages = self._map(lambda job: self._search(job[0], query, query.since, more=job[1]), jobs)
-        return [self._record(answer) for page in pages for answer in page.runs]
+
+        def ask(job: tuple[Sequence[str], Sequence[str]]) -> Sequence[RunAnswer]:
+            with self._understood(query):
+                return runs_among(self._home(job[0][0]), _search_of(job[0], query, query.since), job[1])
+
+        return [self._record(answer) for answers in self._map(ask, jobs) for answer in answers]
 
     def _one_by_one(self, run_ids: Sequence[str]) -> list[Run]:
         return [self._record(answer) for answer in self._map(self._get_run, run_ids) if answer is not None]
@@ -325,14 +331,13 @@ class RestSource:
                     raise
         return None
 
-    def _all_pages(self, search: SearchRuns) -> list[RunAnswer]:
-        answers: list[RunAnswer] = []
-        while True:
-            page = search_runs(self._home(search.experiment_ids[0]), search)
-            answers += page.runs
-            if not page.next_page_token:
-                return answers
-            search = msgspec.structs.replace(search, page_token=page.next_page_token)
+
+def _search_of(ids: Sequence[str], query: RunQuery, since: int | None) -> SearchRuns:
+    """The search for the runs of some experiments that match."""
+    filters = [query.filter.strip()]
+    filters += [f"attributes.start_time >= {since}"] if since is not None else []
+    filters += [f"attributes.start_time <= {query.until}"] if query.until is not None else []
+    return SearchRuns(ids, filter=" AND ".join(text for text in filters if text), run_view_type=_VIEWS[query.lifecycle])
 
 
 def _must_be_here(location: str, version: ModelVersion) -> None:

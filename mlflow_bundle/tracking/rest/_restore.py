@@ -17,7 +17,16 @@ from mlflow_bundle._parallel import bounded_map
 from mlflow_bundle.errors import AuthError, BundleError, ServerError
 from mlflow_bundle.tracking._port import SOURCE_TAG_PREFIX, ArtifactStore, OpenBlob, PlannedRun, RunResult
 from mlflow_bundle.tracking._rest import API, RefusedError, RestClient
-from mlflow_bundle.tracking.rest._answers import OneRun, RunAnswer, SearchRuns, chunks, get_run, search_runs
+from mlflow_bundle.tracking.rest._answers import (
+    IDS_PER_SEARCH,
+    OneRun,
+    RunAnswer,
+    SearchRuns,
+    chunks,
+    get_run,
+    runs_among,
+    search_runs,
+)
 from mlflow_bundle.tracking.rest._expected import COMPLETE, RESTORE_TAG, Expected
 from mlflow_bundle.tracking.rest._history import HistoryReader
 from mlflow_bundle.tracking.rest._limits import CANNOT_HOLD, Limits, run_problem
@@ -27,7 +36,6 @@ __all__ = ["Job", "Restorer"]
 
 _NOT_RESTORED: Final = "not-restored"
 _DIFFERS: Final = "restored-differs"
-_IDS_PER_SEARCH: Final = 200
 #: Waits in seconds before a run is created again, after looking whether the first request did it.
 _CREATE_WAITS: Final = (1, 4, 15)
 
@@ -245,17 +253,14 @@ class Restorer:
     def _answers(self, jobs: Sequence[Job], view: str) -> dict[str, RunAnswer]:
         """The runs as the server has them now, by id at the target."""
         experiments = sorted({job.planned.experiment_id for job in jobs})
-        searches = [
-            SearchRuns(
-                experiments,
-                filter="attributes.run_id IN (" + ", ".join(f"'{job.run_id}'" for job in some) + ")",
-                run_view_type=view,
-                max_results=_IDS_PER_SEARCH,
-            )
-            for some in chunks(jobs, _IDS_PER_SEARCH)
-        ]
-        pages = bounded_map(self._executor, partial(search_runs, self._client), searches, self._window)
-        return {answer.run_id: answer for page in pages for answer in page.runs}
+        search = SearchRuns(experiments, run_view_type=view)
+        pages = bounded_map(
+            self._executor,
+            partial(runs_among, self._client, search),
+            chunks([job.run_id for job in jobs], IDS_PER_SEARCH),
+            self._window,
+        )
+        return {answer.run_id: answer for page in pages for answer in page}
 
     def _compare(self, jobs: Sequence[Job], sent: PointsDigester) -> None:
         """Read runs and histories back and compare them with what they should be."""

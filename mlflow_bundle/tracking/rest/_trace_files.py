@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from threading import Lock
 from typing import BinaryIO, Final
 from urllib.parse import urlsplit
 
@@ -16,7 +15,7 @@ from mlflow_bundle.entities import Trace
 from mlflow_bundle.errors import StorageError
 from mlflow_bundle.tracking._port import ArtifactStore, FileInfo
 from mlflow_bundle.tracking._rest import RefusedError, RestClient
-from mlflow_bundle.tracking.artifacts._http import ProxiedArtifacts
+from mlflow_bundle.tracking.artifacts._folders import Folders
 from mlflow_bundle.tracking.artifacts._local import local_path
 from mlflow_bundle.tracking.artifacts._own import NoArtifacts
 
@@ -34,37 +33,27 @@ _IN_A_STORE: Final = ("TRACKING_STORE", "ARCHIVE_REPO")
 class TraceFiles:
     """Finds the store of a trace. ``open_store`` opens the one at a URI, with the id for messages and the client.
 
-    Behind an artifact proxy the traces that have files are listed an experiment at a time, rather than each trace alone.
+    The traces that have files are listed an experiment at a time, rather than each trace alone.
     """
 
     def __init__(self, open_store: Callable[[str, str, RestClient], ArtifactStore]) -> None:
         self._open_store = open_store
-        self._lock = Lock()
-        self._folders: dict[str, frozenset[str] | None] = {}
+        self._folders = Folders()
 
     def of(self, trace: Trace, client: RestClient) -> ArtifactStore:
         """The store of the files of a trace of this server."""
         location = trace.artifact_uri if trace.artifact_uri is not UNSET else ""
         if not location:
             return NoArtifacts()
-        scheme = urlsplit(location).scheme
-        if scheme in ("", "file") and not Path(local_path(location)).is_dir():
+        local = urlsplit(location).scheme in ("", "file")
+        if local and not Path(local_path(location)).is_dir():
             # Either a trace without files, or a folder of the server's machine.
             return ServedTraceFiles(client, trace)
-        above, _, own = location.rpartition(f"/{trace.trace_id}/")
-        if scheme == "mlflow-artifacts" and above and own == "artifacts":
-            there = self._with_files(above, trace.trace_id, client)
-            if there is not None and trace.trace_id not in there:
-                return NoArtifacts()
-        return self._open_store(location, trace.trace_id, client)
 
-    def _with_files(self, above: str, identity: str, client: RestClient) -> frozenset[str] | None:
-        """The traces that have a folder below this place; None where that cannot be listed at once."""
-        with self._lock:
-            if above not in self._folders:
-                store = self._open_store(above, identity, client)
-                self._folders[above] = store.folders() if isinstance(store, ProxiedArtifacts) else None
-            return self._folders[above]
+        def store(place: str) -> ArtifactStore:
+            return self._open_store(place, trace.trace_id, client)
+
+        return NoArtifacts() if not local and self._folders.lack(location, trace.trace_id, store) else store(location)
 
 
 class ServedTraceFiles:

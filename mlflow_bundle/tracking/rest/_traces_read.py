@@ -23,7 +23,7 @@ from mlflow_bundle.tracking._port import ArtifactStore, EntityQuery
 from mlflow_bundle.tracking._rest import API, RefusedError, RestClient
 from mlflow_bundle.tracking._spans import span_texts, span_values, spans_table
 from mlflow_bundle.tracking.rest._answers import SearchRuns, chunks, search_runs
-from mlflow_bundle.tracking.rest._features import API3, SourceServer, Workspaced
+from mlflow_bundle.tracking.rest._features import API3, TRACES_3, SourceServer, Workspaced
 from mlflow_bundle.tracking.rest._trace_answers import (
     SOURCE_RUN,
     SPANS_LOCATION,
@@ -162,38 +162,14 @@ class TraceReader:
         self._files = TraceFiles(open_store)
         self._places: dict[str | None, list[str]] = {}
         self._known_links: dict[str | None, _Links] = {}
-        self._offered: bool | None = None
-        self._old = False
         self.problems: list[Problem] = []
         match = re.match(r"(\d+)\.(\d+)", server.client.version())
         self._release = (int(match[1]), int(match[2])) if match else (99, 0)
 
-    def offered(self) -> bool:
-        """Whether the server knows traces, and this user may read them; asked once."""
-        if self._offered is None:
-            try:
-                self._offered = self._probe()
-            except AuthError as error:
-                message = f"no trace can be read: {error.message}"
-                self.problems.append(Problem(code="not-permitted", kind="trace", message=message))
-                self._offered = False
-        return self._offered
-
-    def _probe(self) -> bool:
-        client = self._server.workspaces[0].client
-        try:
-            client.post_json(_SEARCH, {"locations": _locations(["0"]), "max_results": 1})
-        except RefusedError as error:
-            if not error.endpoint_missing:
-                raise
-            self._old = True
-        else:
-            return True
-        try:
-            client.get_json(f"{API}traces", {"experiment_ids": "0", "max_results": 1})
-        except RefusedError as error:
-            return not error.endpoint_missing
-        return True
+    @property
+    def _old(self) -> bool:
+        """Whether the server knows traces by version 2 of the API only."""
+        return TRACES_3 not in self._server.features.offered
 
     def any(self) -> bool:
         """Whether there is a trace."""
@@ -204,8 +180,6 @@ class TraceReader:
     def entities(self, query: EntityQuery) -> Iterator[list[Trace]]:
         """The traces that match, in archive order, in batches of at most 500. ``run_ids`` of a query: those that are linked to
         one of these runs, or were made in it."""
-        if not self.offered():
-            return
         batch: list[Trace] = []
         for trace in self._merged(query):
             self._look_at(trace)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 import pyarrow as pa
@@ -27,7 +29,7 @@ from mlflow_bundle.tracking._port import (
 )
 from mlflow_bundle.tracking._rest import API, RefusedError, RestClient
 from mlflow_bundle.tracking.artifacts import artifact_store
-from mlflow_bundle.tracking.rest._answers import RunAnswer, SearchRuns, experiments, search_runs
+from mlflow_bundle.tracking.rest._answers import RunAnswer, SearchRuns, all_runs, experiments
 from mlflow_bundle.tracking.rest._entity_write import EntityWriter
 from mlflow_bundle.tracking.rest._expected import COMPLETE, RESTORE_TAG, expect
 from mlflow_bundle.tracking.rest._history import HistoryReader
@@ -38,7 +40,6 @@ from mlflow_bundle.tracking.rest._road import Server
 __all__ = ["RestTarget"]
 
 _JOBS: Final = 6
-_RUNS_PER_PAGE: Final = 500
 #: Up to so many archived runs are looked for one by one; for more, all restored runs of the experiment are listed.
 _FEW_RUNS: Final = 20
 _ABSENT: Final = ("run.run_id", "run.deleted_time", "experiment.experiment_id", "experiment.creation_time")
@@ -50,11 +51,11 @@ _NO_SUCH: Final = "RESOURCE_DOES_NOT_EXIST"
 
 
 class RestTarget:
-    """Writes to a tracking server. Implements ``MlflowTarget``.
+    """Writes to a tracking server, or to one workspace of it. Implements ``MlflowTarget``.
 
-    ``bundle_id`` names the archive in the source tags. ``artifacts_destination`` and ``storage_options`` are as in
-    ``RestSource``; ``jobs`` is the number of requests at a time. ``notes`` collects what merging into existing experiments left
-    as it was.
+    ``tracking_uri`` is that of the server, or a client for one of its workspaces. ``bundle_id`` names the archive in the
+    source tags. ``artifacts_destination`` and ``storage_options`` are as in ``RestSource``; ``jobs`` is the number of requests
+    at a time. ``notes`` collects what merging into existing experiments left as it was.
 
     Raises:
         ServerError: the server does not answer, or refuses.
@@ -62,7 +63,7 @@ class RestTarget:
 
     def __init__(
         self,
-        tracking_uri: str,
+        tracking_uri: str | RestClient,
         *,
         bundle_id: str,
         artifacts_destination: str | None = None,
@@ -70,7 +71,7 @@ class RestTarget:
         jobs: int | None = None,
     ) -> None:
         threads = jobs or _JOBS
-        self._client = RestClient(tracking_uri)
+        self._client = RestClient(tracking_uri) if isinstance(tracking_uri, str) else tracking_uri
         self._bundle_id = bundle_id
         self._artifacts_destination = artifacts_destination
         self._storage_options = storage_options
@@ -103,6 +104,11 @@ class RestTarget:
         return self._description
 
     @property
+    def has_workspaces(self) -> bool:
+        """False: everything goes into one place."""
+        return False
+
+    @property
     def keeps_ids(self) -> bool:
         """False: a server gives new ids."""
         return False
@@ -119,6 +125,7 @@ class RestTarget:
             experiment.name,
             experiment.lifecycle_stage,
             tags.get(_SOURCE_EXPERIMENT) if ours else None,
+            workspace=experiment.workspace or "",
         )
 
     def cannot_hold_experiment(self, experiment: Experiment) -> list[Problem]:
@@ -127,7 +134,7 @@ class RestTarget:
 
     def cannot_hold_run(self, run: Run) -> list[Problem]:
         """Params, tags, datasets and names that this release of the server refuses, cuts or alters."""
-        return self._limits.run_problems(run)
+        return [*self._entities.cannot_hold_run(run), *self._limits.run_problems(self._entities.without(run))]
 
     def cannot_hold_key(self, key: str) -> str | None:
         """Why the server would refuse this metric key, or None."""
@@ -156,22 +163,18 @@ class RestTarget:
         return not undeleted or experiment_id in self._revived
 
     def _search(self, experiment_id: str, filters: Sequence[str], view: str = "ALL") -> Iterator[RunAnswer]:
-        searches = [
-            SearchRuns([experiment_id], filter=text, run_view_type=view, max_results=_RUNS_PER_PAGE) for text in filters
-        ]
-        for pages in bounded_map(self._executor, self._all_pages, searches, self._window):
-            yield from pages
+        searches = [SearchRuns([experiment_id], filter=text, run_view_type=view) for text in filters]
+        for answers in bounded_map(self._executor, partial(all_runs, self._client), searches, self._window):
+            yield from answers
 
-    def _all_pages(self, search: SearchRuns) -> list[RunAnswer]:
-        answers: list[RunAnswer] = []
-        while True:
-            page = search_runs(self._client, search)
-            answers += page.runs
-            if not page.next_page_token:
-                return answers
-            search.page_token = page.next_page_token
-
-    def place_experiment(self, experiment: Experiment, *, name: str, existing: TargetExperiment | None) -> str:
+    def place_experiment(
+        self,
+        experiment: Experiment,
+        *,
+        name: str,
+        existing: TargetExperiment | None,
+        workspace: str = "",  # noqa: ARG002
+    ) -> str:
         """Create the experiment, or add the tags that an existing one lacks. Returns its id at the target.
 
         Tags of an existing experiment are never changed: a difference becomes one of ``notes``. A deleted one is restored
@@ -242,7 +245,7 @@ class RestTarget:
         jobs = [
             Job(
                 planned,
-                expect(planned, self._limits, self._bundle_id),
+                expect(replace(planned, source=self._entities.without(planned.source)), self._limits, self._bundle_id),
                 RunResult(source_run_id=planned.source.run_id, problems=self.cannot_hold_run(planned.source)),
             )
             for planned in runs

@@ -1,0 +1,62 @@
+"""Results and whole bundles as files. A file is there when it is whole, and none is overwritten."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mlflow_bundle._query._columns import identifier, literal
+from mlflow_bundle._query._connect import sql_errors
+from mlflow_bundle._query._views import VIEWS
+from mlflow_bundle.errors import UsageError
+
+__all__ = ["export_tables", "write_parquet"]
+
+
+def write_parquet(table: pa.Table, place: Path) -> None:
+    """Write a result as a new Parquet file.
+
+    Raises:
+        UsageError: there is a file already, or the folder is missing, or Parquet has no such type.
+    """
+    with _new(place) as unfinished:
+        try:
+            pq.write_table(table, unfinished, compression="zstd")
+        except pa.ArrowNotImplementedError as error:
+            raise UsageError(f"Parquet cannot hold the result: {error}", hint="cast the column in the SQL") from error
+
+
+def export_tables(connection: Any, place: Path) -> list[str]:
+    """Write all views of a connection as tables of a new DuckDB file. Returns their names.
+
+    Raises:
+        UsageError: there is a file already, or the folder is missing.
+    """
+    with _new(place) as unfinished, sql_errors():
+        connection.execute(f"ATTACH {literal(str(unfinished))} AS exported")
+        for name in VIEWS:
+            connection.execute(f"CREATE TABLE exported.{identifier(name)} AS FROM {identifier(name)}")
+        connection.execute("DETACH exported")
+    return list(VIEWS)
+
+
+@contextlib.contextmanager
+def _new(place: Path) -> Iterator[Path]:
+    """A path beside ``place`` that takes its name when all went well."""
+    if place.exists():
+        raise UsageError(f"{place} exists already", hint="choose another name, or remove it first")
+    if not place.parent.is_dir():
+        raise UsageError(f"there is no folder {place.parent}", hint="make it first")
+    unfinished = place.parent / f".{place.name}.{secrets.token_hex(6)}"
+    try:
+        yield unfinished
+        unfinished.replace(place)
+    finally:
+        for left in (unfinished, unfinished.with_name(f"{unfinished.name}.wal")):
+            left.unlink(missing_ok=True)

@@ -1,0 +1,79 @@
+"""The metadata of a snapshot as a SQLite database of MLflow, made once and kept below the user's cache folder."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sqlite3
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+from fsspec.callbacks import DEFAULT_CALLBACK, Callback
+
+from mlflow_bundle._bundle import Bundle
+from mlflow_bundle._digests import parse_digest
+from mlflow_bundle.plugins._places import cache_folder, remember, unwritable
+from mlflow_bundle.records import Problem
+from mlflow_bundle.tracking.database._revision import head_revision
+
+__all__ = ["Metadata", "metadata_of"]
+
+#: Counts up when what is written here changes, so that a newer release does not use what an older one made.
+_FORM: Final = 1
+_HOMES: Final = (
+    "SELECT workspace FROM experiments UNION SELECT workspace FROM registered_models"
+    " UNION SELECT workspace FROM evaluation_datasets"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """The database of a snapshot. ``problems`` are what MLflow's database could not hold, known when it was just made."""
+
+    path: Path
+    made: bool
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def uri(self) -> str:
+        """The tracking URI, read-only, for ``mlflow.set_tracking_uri`` and for a server."""
+        return f"sqlite:///file:{quote(str(self.path))}?mode=ro&uri=true"
+
+    @property
+    def has_workspaces(self) -> bool:
+        """Whether anything is in another workspace than the default one, which MLflow only opens if it is told."""
+        with contextlib.closing(sqlite3.connect(f"file:{quote(str(self.path))}?mode=ro", uri=True)) as connection:
+            return any(name not in (None, "default") for (name,) in connection.execute(_HOMES))
+
+
+def metadata_of(archive: Bundle, *, cache: Path | None = None, callback: Callback = DEFAULT_CALLBACK) -> Metadata:
+    """The database of a snapshot, made where it is not there yet. Artifacts stay in the bundle.
+
+    ``cache`` is the folder below which it is kept, by default that of the user. It is named after the root digest and the
+    schema of the installed MLflow.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    folder = cache or cache_folder()
+    digest = parse_digest(archive.root_digest)
+    remember(digest, archive.url, folder)
+    path = folder / "serve" / f"{digest}-{head_revision()}-{_FORM}.db"
+    if path.is_file():
+        return Metadata(path, made=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=path.parent))
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    try:
+        from mlflow_bundle.tracking.serve._build import build  # noqa: PLC0415 - what is cached does not pay for it
+
+        problems = build(archive, work / "mlflow.db", root=f"mlflow-bundle://{digest}", callback=callback)
+        (work / "mlflow.db").replace(path)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return Metadata(path, made=True, problems=problems)
