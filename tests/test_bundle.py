@@ -24,6 +24,7 @@ from mlflow_bundle._manifest import find_snapshot
 from mlflow_bundle._storage import open_storage
 from mlflow_bundle._storage._local import LocalStorage
 from mlflow_bundle._table_specs import TABLES
+from mlflow_bundle._text import counts_text
 from mlflow_bundle.errors import BundleNotFoundError, CorruptError, LimitError, NotFoundError, UsageError
 from mlflow_bundle.records import KINDS, ObjectRef, Record, record_id
 from tests.building import PLAIN, TINY, Content, content_of, everything_of, pack_content, plain_rows, plain_schema
@@ -458,7 +459,8 @@ def test_older_snapshots_stay_as_they_were(tmp_path: Path) -> None:
         assert archive.at(first.stem).runs().num_rows == 5
     with bundle.open(tmp_path / "b", snapshot=first.digest) as archive:
         assert archive.runs().num_rows == 5
-        assert repr(archive) == f"<Bundle {str(tmp_path / 'b')!r} snapshot {first.stem} (complete)>"
+        said = f"snapshot {first.stem} (complete): {counts_text(first.snapshot.counts)}"
+        assert repr(archive) == f"<Bundle {str(tmp_path / 'b')!r} {said}>"
 
 
 def read_everything(archive: bundle.Bundle) -> list[Any]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from selenium.common.exceptions import StaleElementReferenceException, WebDriverException
-from selenium.webdriver import Chrome, ChromeOptions
-from selenium.webdriver.chrome.service import Service
+from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
@@ -21,25 +19,6 @@ from tests.serve.conftest import Served
 pytestmark = pytest.mark.slow
 
 SECONDS = 120
-ARGUMENTS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--window-size=1280,800"),
-)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Chrome]:
-    """A headless Chromium."""
-    programs = [shutil.which("chromium"), shutil.which("chromedriver")]
-    if None in programs:
-        pytest.fail("these tests need a browser: apt-get install chromium chromium-driver")
-    options = ChromeOptions()
-    options.binary_location = programs[0]
-    for argument in ARGUMENTS:
-        options.add_argument(argument)
-    driver = Chrome(options=options, service=Service(programs[1]))
-    yield driver
-    driver.quit()
 
 
 def until(browser: Chrome, true: Callable[[], object], what: str) -> object:

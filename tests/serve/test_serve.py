@@ -245,3 +245,23 @@ def test_one_file_and_s3(tmp_path: Path, s3_bucket: object) -> None:
         with serving(bundle, tmp_path / "cache", *more) as running:
             path = f"/get-artifact?run_uuid={run}&path=notes/gr%C3%B6%C3%9Fe.txt"
             assert ask(running.url, "GET", path) == (200, "hello")
+
+
+@pytest.mark.slow
+def test_workspaces(tmp_path: Path) -> None:
+    """What is in another workspace than the default one is found there."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    MlflowClient(uri).create_experiment("elsewhere", artifact_location=str(tmp_path / "a"))
+    with sqlite3.connect(tmp_path / "mlflow.db") as connection:
+        connection.execute("INSERT INTO workspaces (name) VALUES ('team')")
+        connection.execute("UPDATE experiments SET workspace = 'team' WHERE name = 'elsewhere'")
+    connection.close()
+    mlflow_bundle.pack(None, tmp_path / "b", tracking_uri=uri)
+    with serving(str(tmp_path / "b"), tmp_path / "cache") as running:
+        question = urllib.request.Request(
+            f"{running.url}/api/2.0/mlflow/experiments/get-by-name?experiment_name=elsewhere",
+            headers={"X-MLFLOW-WORKSPACE": "team"},
+        )
+        with urllib.request.urlopen(question, timeout=60) as answer:
+            assert json.load(answer)["experiment"]["name"] == "elsewhere"
+        assert ask(running.url, "GET", "/api/2.0/mlflow/experiments/get-by-name?experiment_name=elsewhere")[0] == 404

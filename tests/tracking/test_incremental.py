@@ -67,7 +67,7 @@ def test_an_unchanged_source_writes_nothing(tracked: Tracked, tmp_path: Path) ->
     """The second pack shares every object, says so, and has the same logical root; its snapshot names the first as parent."""
     first = tracked.pack(tmp_path / "b")
     assert first.shared_objects == 0
-    assert first.new_objects > 12
+    assert first.new_objects >= 8
     second = tracked.pack(tmp_path / "b")
     assert (second.new_objects, second.new_bytes) == (0, 0)
     assert second.shared_objects == first.new_objects

@@ -32,7 +32,7 @@ from mlflow_bundle.tracking._spans import span_texts, span_values
 from mlflow_bundle.tracking.artifacts import artifact_store
 from mlflow_bundle.tracking.rest import _trace_payload, _traces_read
 from mlflow_bundle.tracking.rest._answers import experiments
-from mlflow_bundle.tracking.rest._features import SourceServer
+from mlflow_bundle.tracking.rest._features import TRACES_3, SourceServer
 from mlflow_bundle.tracking.rest._otlp import UnspeakableError, otlp_span
 from mlflow_bundle.tracking.rest._road import Server
 from mlflow_bundle.tracking.rest._trace_files import TraceFiles
@@ -253,7 +253,7 @@ def test_values_that_a_server_may_have_cut_are_told(mlflow_server: MlflowServer,
 def test_version_two_of_the_api(mlflow_server: MlflowServer, content: TraceContent, traces: dict[str, Trace]) -> None:
     """Over the endpoint of MLflow 2 the same traces come, without what that release does not know."""
     reader = reader_of(mlflow_server.url)
-    reader._old = True
+    reader._server.features.offered = reader._server.features.offered - {TRACES_3}
     found = all_of(reader, query(content))
     assert list(found) == [trace.trace_id for trace in sorted(traces.values(), key=order_key)]
     old, new = found[content.traces["old"]], traces["old"]

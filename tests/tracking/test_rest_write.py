@@ -20,9 +20,8 @@ from mlflow.entities import ViewType
 from msgspec import UNSET
 
 from mlflow_bundle._series import series_digests, sort_series
-from mlflow_bundle.errors import CorruptError, ServerError, UsageError
+from mlflow_bundle.errors import CorruptError, ServerError
 from mlflow_bundle.records import Dataset, DatasetInput, Experiment, KeyValue, Run
-from mlflow_bundle.tracking._connect import connect_target
 from mlflow_bundle.tracking._port import SERIES_SCHEMA, SOURCE_TAG_PREFIX, PlannedRun, RunQuery, RunResult, TargetExperiment
 from mlflow_bundle.tracking.rest import _restore as _rest_restore
 from mlflow_bundle.tracking.rest._limits import Limits
@@ -208,7 +207,7 @@ def test_experiments_keep_what_rest_cannot_set(source: RestSource, target: RestT
         "tags.mlflow.trace.archiveNow": "{}",
         "workspace": "team",
     }
-    assert TargetExperiment(there, "kept " + place, "active", "5") in target.experiments()
+    assert TargetExperiment(there, "kept " + place, "active", "5", workspace="default") in target.experiments()
     assert "archive its traces" in target.cannot_hold_experiment(archived)[0].message
 
 
@@ -624,9 +623,3 @@ def test_a_dataset_that_the_target_has_differently_is_a_problem(target: RestTarg
     results = [restore(target, [run], place)[0] for run in runs]
     assert results[0].problems == []
     assert "'d'" in results[1].problems[0].message
-
-
-def test_a_workspace_is_refused_for_a_server() -> None:
-    """A workspace, which only a database can be told, is an error for a server before anything is asked or written."""
-    with pytest.raises(UsageError, match="workspace"):
-        connect_target("http://127.0.0.1:9", bundle_id="b", workspace="team")

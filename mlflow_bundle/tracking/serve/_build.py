@@ -125,7 +125,14 @@ def _ask_first(path: Path, root: str) -> None:
 
     if not hasattr(SqlAlchemyStore, "_ensure_default_label_schema"):
         return
-    store = SqlAlchemyStore(f"sqlite:///{path}", root)
+
+    class Store(SqlAlchemyStore):  # type: ignore[misc]
+        """One that sees all workspaces at once, which the usual one refuses to open."""
+
+        def _initialize_store_state(self) -> None:
+            pass
+
+    store = Store(f"sqlite:///{path}", root)
     token: str | None = None
     while True:
         page = store.search_experiments(view_type=ViewType.ACTIVE_ONLY, max_results=1000, page_token=token)
@@ -133,4 +140,4 @@ def _ask_first(path: Path, root: str) -> None:
             store.list_label_schemas(experiment.experiment_id, max_results=1)
         if not (token := page.token):
             break
-    store._dispose_engine()  # noqa: SLF001
+    store.engine.dispose()

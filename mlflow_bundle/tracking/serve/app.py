@@ -57,4 +57,14 @@ class ReadOnly:
         await send({"type": "http.response.body", "body": _ANSWER})
 
 
+def _spare_the_first_write() -> None:
+    """With workspaces, MLflow inserts experiment 0 on opening a database without looking whether it is there. It is."""
+    try:
+        from mlflow.store.tracking.sqlalchemy_workspace_store import WorkspaceAwareSqlAlchemyStore  # noqa: PLC0415
+    except ModuleNotFoundError:  # a release without workspaces
+        return
+    WorkspaceAwareSqlAlchemyStore._ensure_default_workspace_experiment = lambda _: None  # noqa: SLF001
+
+
+_spare_the_first_write()
 app: Final = ReadOnly(_mlflow)
