@@ -103,7 +103,11 @@ def _wrapped(name: str, text: str) -> Iterator[str]:
 def _added(entry: dict[str, Any]) -> str:
     """What a snapshot has more, or less, than the one before it."""
     stored = f"{plural(entry['new_objects'], 'object')}, {bytes_text(entry['new_object_bytes'])}"
-    told = [f"{'-' if change < 0 else '+'}{kind_text(kind, abs(change))}" for kind, change in entry["changes"].items()]
+    told = [
+        f"{'-' if change < 0 else '+'}{kind_text(kind, abs(change))}"
+        for kind, change in entry["changes"].items()
+        if kind != "workspace" or entry["counts"].get(kind) != 1  # every server of today has one
+    ]
     return f"{stored}" + (f" ({', '.join(told)})" if told else "")
 
 

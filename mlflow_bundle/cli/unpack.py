@@ -117,7 +117,8 @@ def _summarize(report: UnpackReport) -> None:
         f"{report.runs_already_there:,} already there, {report.runs_failed:,} failed, {plural(len(report.problems), 'problem')}"
     )
     for outcome in report.entities:
-        say(_outcome(outcome))
+        if outcome.kind != "workspace" or outcome.there != 1 or outcome.selected != 1:  # every server of today has one
+            say(_outcome(outcome))
     if report.runs_failed or any(outcome.failed for outcome in report.entities):
         say("running it again tries what failed, and leaves what is there")
 

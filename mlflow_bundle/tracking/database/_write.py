@@ -405,8 +405,6 @@ class DatabaseTarget:
         if series != wanted:
             work.fail(f"the run {what}: {series[0]:,} metric points where {wanted[0]:,} belong, or others", "metrics-differ")
         work.differs = bool(differences) or series != wanted
-        if work.exists and not work.differs:
-            work.result.notes.append("the run was there already, with the same content")
 
     def _verify_files(self, works: Sequence[_Work], open_blob: OpenBlob) -> None:
         def verify(work: _Work) -> tuple[FilesFound, list[Problem]]:
