@@ -330,6 +330,7 @@ class Bundle:
     def files(self, *, run_id: str | None = None, kind: str = "run", id: str | None = None) -> pa.Table:  # noqa: A002
         """Artifact files of the entities of a kind, or of one of them: ``run_id`` (``owner_id`` for other kinds than runs),
         ``path, size, sha256, state``; ``state`` is ``ok`` or ``unreadable``. One entity's are read without the others'."""
+        _known(kind)
         owner = id if run_id is None else run_id
         if owner is not None:
             return self._named(kind, self._reader.owned(kind, FILES, [owner]))
@@ -359,7 +360,7 @@ class Bundle:
         Raises:
             NotFoundError: the entity has no such file, or it could not be read when the snapshot was made.
         """
-        files = self._reader.owned(kind, FILES, [owner])
+        files = self._reader.owned(_known(kind), FILES, [owner])
         found = files.filter(pc.equal(files.column("path"), path)).to_pylist()
         name = f"{kind.replace('_', ' ')} {owner}"
         if not found:

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 
+from mlflow_bundle import _layout
 from mlflow_bundle._query._columns import identifier, literal
 from mlflow_bundle._query._objects import ObjectFileSystem
 from mlflow_bundle._query._views import VIEWS, view_queries
@@ -22,6 +23,8 @@ __all__ = ["Session", "Source", "add_views", "connect", "place_of", "queries", "
 #: Characters by which DuckDB would take a path for a pattern.
 _PATTERN: Final = frozenset("*?[")
 _WORD: Final = re.compile(r"\w+")
+#: The path of an object in what DuckDB says.
+_OBJECT: Final = re.compile(r"objects/[a-z]+/(?:[0-9a-f]{2}/)?[0-9a-f]{64}")
 
 
 class Source(NamedTuple):
@@ -114,7 +117,7 @@ def add_views(
 
 def _prefix(connection: Any, storage: Storage, sources: Sequence[Source]) -> str:
     """What comes before the paths of objects, for a connection that reaches them then."""
-    if (prefix := _local_prefix(storage)) is not None:
+    if (prefix := _local_prefix(storage, sources)) is not None:
         return prefix
     files = ObjectFileSystem(storage, {ref.path: ref.size for source in sources for ref in source.refs})
     connection.register_filesystem(files)
@@ -139,7 +142,8 @@ class Session:
         # A query that names no view lists them, or names one that there is not.
         for name in [name for name in self._missing if name in words] or ([] if words & VIEWS.keys() else list(self._missing)):
             with sql_errors():
-                self._connection.execute(f"CREATE VIEW {identifier(name)} AS {self._missing.pop(name)}")
+                self._connection.execute(f"CREATE VIEW {identifier(name)} AS {self._missing[name]}")
+            del self._missing[name]
         with sql_errors():
             return arrow_table(self._connection, query, params)
 
@@ -161,10 +165,14 @@ def arrow_table(connection: Any, query: str, params: Sequence[Any] | Mapping[str
     return pa.table({}) if found is None else found.to_arrow_table()
 
 
-def _local_prefix(storage: Storage) -> str | None:
+def _local_prefix(storage: Storage, sources: Sequence[Source]) -> str | None:
     """Where DuckDB itself can read the objects, by its own threads; None where it needs a file system of ours."""
     folder = storage.folder
     if folder is None or _PATTERN & set(str(folder)) or "://" in str(folder):
+        return None
+    # The end of a cut zstd file is that of the records for DuckDB; ours raises.
+    records = (ref for source in sources for ref in source.refs if ref.role == _layout.RECORDS)
+    if any(storage.size(ref.path) != ref.size for ref in records):
         return None
     return f"{folder.as_posix().rstrip('/')}/"
 
@@ -187,11 +195,16 @@ def sql_errors() -> Iterator[None]:
 def _explained(duckdb: ModuleType, error: Exception) -> Exception:
     said, _, place = str(error).partition("\n\nLINE ")
     lines = [line.strip() for line in said.split("\n") if line.strip()]
+    if lines and lines[0].startswith("Traceback"):  # of our file system: its last line is ``CorruptError: sentence``
+        lines = [lines[-1].partition(": ")[2]]
     sentence = _sentence(lines[0] if lines else type(error).__name__)
     hint = " ".join(lines[1:]) or None
-    if isinstance(error, duckdb.IOException | duckdb.HTTPException):
+    # Parquet that cannot be decoded is a wrong input for DuckDB, or an error without a class of its own.
+    damaged = type(error) is duckdb.Error or _OBJECT.search(said) is not None
+    if damaged or isinstance(error, duckdb.IOException | duckdb.HTTPException):
         return StorageError(
-            f"an object cannot be read: {sentence}", hint=hint or "`mlflow-bundle verify` shows what is damaged"
+            f"an object cannot be read: {sentence.removeprefix('SQL: ')}",
+            hint=hint or "`mlflow-bundle verify` shows what is damaged",
         )
     if isinstance(error, duckdb.OutOfMemoryException):
         return UsageError(sentence, code="sql", hint="ask for less, or raise DuckDB's memory_limit")

@@ -23,7 +23,7 @@ def write_parquet(table: pa.Table, place: Path) -> None:
     """Write a result as a new Parquet file.
 
     Raises:
-        UsageError: there is a file already, or the folder is missing, or Parquet has no such type.
+        UsageError: there is a file already, or the folder is missing or cannot be written, or Parquet has no such type.
     """
     with _new(place) as unfinished:
         try:
@@ -36,27 +36,38 @@ def export_tables(connection: Any, place: Path) -> list[str]:
     """Write all views of a connection as tables of a new DuckDB file. Returns their names.
 
     Raises:
-        UsageError: there is a file already, or the folder is missing.
+        UsageError: there is a file already, or the folder is missing or cannot be written.
+        StorageError: an object cannot be read.
     """
-    with _new(place) as unfinished, sql_errors():
-        connection.execute(f"ATTACH {literal(str(unfinished))} AS exported")
-        for name in VIEWS:
-            connection.execute(f"CREATE TABLE exported.{identifier(name)} AS FROM {identifier(name)}")
-        connection.execute("DETACH exported")
+    with _new(place) as unfinished:
+        with sql_errors():
+            connection.execute(f"ATTACH {literal(str(unfinished))} AS exported")
+        try:
+            with sql_errors():
+                for name in VIEWS:
+                    connection.execute(f"CREATE TABLE exported.{identifier(name)} AS FROM {identifier(name)}")
+        finally:
+            connection.execute("DETACH exported")
     return list(VIEWS)
 
 
 @contextlib.contextmanager
 def _new(place: Path) -> Iterator[Path]:
     """A path beside ``place`` that takes its name when all went well."""
-    if place.exists():
-        raise UsageError(f"{place} exists already", hint="choose another name, or remove it first")
-    if not place.parent.is_dir():
-        raise UsageError(f"there is no folder {place.parent}", hint="make it first")
-    unfinished = place.parent / f".{place.name}.{secrets.token_hex(6)}"
+    unfinished = place.parent / f".mlflow-bundle-{secrets.token_hex(6)}"
     try:
+        if place.exists():
+            raise UsageError(f"{place} exists already", hint="choose another name, or remove it first")
+        if not place.parent.is_dir():
+            raise UsageError(f"there is no folder {place.parent}", hint="make it first")
+        unfinished.touch()  # says now whether the folder takes files
+        unfinished.unlink()
         yield unfinished
         unfinished.replace(place)
+    except OSError as error:
+        raise UsageError(
+            f"{place} cannot be written: {error.strerror or error}", hint="choose another name or folder"
+        ) from error
     finally:
         for left in (unfinished, unfinished.with_name(f"{unfinished.name}.wal")):
             left.unlink(missing_ok=True)

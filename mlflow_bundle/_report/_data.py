@@ -127,7 +127,6 @@ def _run(run: Mapping[str, Any], params: Sequence[str], metrics: Sequence[str]) 
         "seconds": None if start is None or end is None else (end - start) / 1000,
         "params": [clean(given[name]) if name in given else None for name in params],
         "metrics": [value if value is None or math.isfinite(value) else str(value) for value in values],
-        "tags": [[clean(key), clean(value)] for key, value in run["tags"] or ()],
     }
 
 

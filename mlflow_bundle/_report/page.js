@@ -29,9 +29,9 @@
   // -- tables ---------------------------------------------------------------------------------------------------------
   const numeric = (wanted, value) => {
     const found = /^\s*(<=|>=|<|>|=)?\s*(-?[\d.]+(?:e[+-]?\d+)?)\s*$/i.exec(wanted);
-    if (!found) return String(value ?? "").toLowerCase().includes(wanted.toLowerCase());
-    const [number, limit] = [Number(value), Number(found[2])];
-    if (value === null || value === undefined || Number.isNaN(number)) return false;
+    const [number, limit] = [value === null || value === "" ? NaN : Number(value), found ? Number(found[2]) : NaN];
+    if (!found || (!found[1] && Number.isNaN(number))) return String(value ?? "").toLowerCase().includes(wanted.trim().toLowerCase());
+    if (Number.isNaN(number)) return false;
     return { "<": number < limit, ">": number > limit, "<=": number <= limit, ">=": number >= limit }[found[1]] ?? number === limit;
   };
   const byNumber = (a, b) => {
@@ -59,7 +59,7 @@
   });
   const wide = { minWidth: 90, maxInitialWidth: 220 };
   const runs = table("run-table", [
-    column("run", "id", { frozen: true }), column("name", "name", wide), column("experiment", "experiment", wide), column("status", "status"),
+    column("run", "id", { frozen: true, headerFilterFunc: "like" }), column("name", "name", { headerFilterFunc: "like", ...wide }), column("experiment", "experiment", wide), column("status", "status"),
     column("started", "start"), column("seconds", "seconds", { hozAlign: "right" }),
     ...data.metrics.map((name, place) => column(name, `m${place}`, { hozAlign: "right", formatter: short, ...wide })),
     ...data.params.map((name, place) => column(name, `p${place}`, wide)),

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import NamedTemporaryFile
-from typing import BinaryIO, Final
+from typing import Final
 
 import click
 from fsspec.callbacks import Callback
 
 from mlflow_bundle._bundle import open_bundle
 from mlflow_bundle._unsafe import collisions, why_not_written
+from mlflow_bundle.cli._appearing import appearing
 from mlflow_bundle.cli._contents import Contents
 from mlflow_bundle.cli._options import (
     bundle_argument,
@@ -28,7 +26,7 @@ from mlflow_bundle.cli._options import (
 from mlflow_bundle.cli._output import State, bytes_text, clean, plain, plural, problem_lines, say
 from mlflow_bundle.cli._paths import FileEntry
 from mlflow_bundle.cli._progress import progress
-from mlflow_bundle.errors import BundleError, CorruptError, NotFoundError, UsageError
+from mlflow_bundle.errors import CorruptError, NotFoundError, UsageError
 from mlflow_bundle.records import Problem
 
 __all__ = ["get"]
@@ -148,7 +146,7 @@ def _copy(contents: Contents, copies: Sequence[_Copy], callback: Callback) -> li
     )
     for copy in copies:
         try:
-            with contents.open(copy.file) as stream, _appearing(copy.target) as out:
+            with contents.open(copy.file) as stream, appearing(copy.target) as out:
                 while data := stream.read(_CHUNK):
                     out.write(data)
                     phase.relative_update(len(data))
@@ -157,33 +155,3 @@ def _copy(contents: Contents, copies: Sequence[_Copy], callback: Callback) -> li
             problems.append(Problem(code=error.code, message=message, path=copy.file.path, **owner))
     phase.close()
     return problems
-
-
-@contextmanager
-def _appearing(target: Path) -> Iterator[BinaryIO]:
-    """A file that is there, whole, only when the block ends without an error.
-
-    Raises:
-        BundleError: it cannot be written.
-    """
-    name = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=target.parent, prefix=".mlflow-bundle-", delete=False) as file:
-            name = Path(file.name)
-            yield file  # type: ignore[misc]
-        name.chmod(0o666 & ~_umask())
-        name.replace(target)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise BundleError(f"{target} cannot be written: {reason}", code="destination", hint="mend it and run again") from error
-    finally:
-        if name is not None:
-            name.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    """The mask of this process; it can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

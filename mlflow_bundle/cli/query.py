@@ -92,9 +92,9 @@ def _check(sql: str, without: dict[str, bool], forms: dict[str, bool]) -> None:
     others = [name for name, given in without.items() if given]
     if len(others) > 1:
         raise UsageError(f"{' and '.join(others)} exclude each other")
-    if others and sql:
+    if others and sql.strip():
         raise UsageError(f"{others[0]} takes no SQL: it gives all views")
-    if not others and not sql:
+    if not others and not sql.strip():
         raise UsageError("there is no SQL", hint=f'for example "{_EXAMPLE}"')
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from mlflow_bundle._bundle import open_bundle
+from mlflow_bundle.cli._appearing import appearing
 from mlflow_bundle.cli._options import bundle_argument, common, options_of, pass_state, snapshot_option, storage_option
 from mlflow_bundle.cli._output import State, bytes_text, clean, put_bytes, say
 from mlflow_bundle.errors import StorageError
@@ -35,11 +36,25 @@ def report(state: State, bundle: str, *, output: str, snapshot: str | None, stor
     if output == "-":
         put_bytes(page)
         return
-    try:
-        Path(output).write_bytes(page)
-    except OSError as error:
-        raise StorageError(f"{output!r} cannot be written: {error.strerror or error}") from error
+    _write(Path(output), page)
     if state.json:
         state.put({"file": output, "bytes": len(page), "root_digest": root})
     else:
         say(f"{clean(output)}: {bytes_text(len(page))}")
+
+
+def _write(place: Path, page: bytes) -> None:
+    """A file appears when it is whole, in a folder that is there. A link, pipe or device is written through, never replaced.
+
+    Raises:
+        BundleError: it cannot be written.
+    """
+    new = not place.exists() and place.parent.is_dir()
+    if not place.is_symlink() and (new or place.is_file()):
+        with appearing(place) as file:
+            file.write(page)
+        return
+    try:
+        place.write_bytes(page)
+    except OSError as error:
+        raise StorageError(f"{str(place)!r} cannot be written: {error.strerror or error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,7 +47,7 @@ def remember(digest: str, url: str, folder: Path) -> None:
         StorageError: the folder cannot be written.
     """
     place = folder / "places" / f"{digest}.json"
-    unfinished = place.with_suffix(f".{os.getpid()}.unfinished")
+    unfinished = place.with_suffix(f".{secrets.token_hex(6)}.unfinished")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         unfinished.write_text(json.dumps({"bundle": redact_uri(absolute(url))}), encoding="utf-8")

@@ -131,17 +131,19 @@ class EntityRestore:
                 return
             tally.actions["left out"] += self._gathered.counts[kind]
             return
+        without: Counter[Reference] = Counter()
         for batch in self._batches(kind):
-            sent = self._arriving(kind, batch)
+            sent = self._arriving(kind, batch, without)
             results = self._target.restore_entities(
                 kind, self._planned(kind, sent), self._ids, self._archive.blobs.open, self._options
             )
             for result in results:
                 self.take(result)
             progress(len(batch))
+        self.problems += self._left_out.problems(kind, without)
 
-    def _arriving(self, kind: str, batch: Sequence[Record]) -> list[Record]:
-        """The records of a batch without those that are left out, which are counted and told of."""
+    def _arriving(self, kind: str, batch: Sequence[Record], without: Counter[Reference]) -> list[Record]:
+        """The records of a batch without those that are left out, which are counted here and by reason in ``without``."""
         if kind == "workspace":
             kept = [record for record in batch if self._homes.keeps(record_id(record))]
             if len(kept) != len(batch):
@@ -151,7 +153,7 @@ class EntityRestore:
         reasons = [self._left_out.because_of(record) for record in batch]
         counts = Counter(reason for reason in reasons if reason is not None)
         self._tallies[kind].actions["left out"] += counts.total()
-        self.problems += self._left_out.problems(kind, counts)
+        without.update(counts)
         return [record for record, reason in zip(batch, reasons, strict=True) if reason is None]
 
     def leave_out(self, kind: str, identity: str) -> None:

@@ -392,7 +392,8 @@ class MlflowTarget(Protocol):
         ...
 
     def after_deletions(self) -> list[EntityResult]:
-        """Finish what had to wait until runs and experiments are deleted: the assessments that go with them otherwise."""
+        """Finish what had to wait until runs and experiments are deleted: the assessments that go with them otherwise, and
+        links between entities that are all there only now."""
         ...
 
     def close(self) -> None: ...

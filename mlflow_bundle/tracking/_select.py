@@ -21,7 +21,6 @@ from mlflow_bundle.tracking._port import MlflowSource, RunQuery
 __all__ = ["PARENT_TAG", "Selected", "Selection", "parent_of", "parse_time", "select"]
 
 PARENT_TAG: Final = "mlflow.parentRunId"
-_BATCH: Final = 1_000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 Lifecycle = Literal["all", "active", "deleted"]

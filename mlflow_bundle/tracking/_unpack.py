@@ -17,9 +17,9 @@ from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 from mlflow_bundle._bundle import Bundle, open_bundle
 from mlflow_bundle._html import Shown
 from mlflow_bundle._limits import DEFAULT_LIMITS, Limits
-from mlflow_bundle.errors import CannotHoldError, UsageError
+from mlflow_bundle.errors import AuthError, CannotHoldError, ServerError, UsageError
 from mlflow_bundle.kinds import KINDS
-from mlflow_bundle.records import Problem, Run
+from mlflow_bundle.records import Experiment, Problem, Run
 from mlflow_bundle.tracking._archive import ArchiveSource
 from mlflow_bundle.tracking._connect import connect_target, resolve_tracking_uri
 from mlflow_bundle.tracking._entities import EntityOutcome, EntityRestore, entity_problems, in_restore_order
@@ -237,7 +237,10 @@ class _Restore:
         self._archive, self._target, self._plan, self._callback = archive, target, plan, callback
         self._gathered, self._entities, self._map = gathered, entities, ids
         self._ids: dict[str, str] = {}
-        self._restored = self._there = self._failed = self._points = self._files = self._bytes = 0
+        self._points = self._files = self._bytes = 0
+        self._restored: set[str] = set()
+        self._there: set[str] = set()
+        self._failed: set[str] = set()
         self._problems: list[Problem] = list(plan.problems)
         self._notes: Counter[str] = Counter()
         for placement in plan.placements.values():
@@ -267,13 +270,26 @@ class _Restore:
             if placement.experiment.lifecycle_stage != "deleted" or placement.target_id is None:
                 continue
             if placement.ours:
-                self._target.finish_experiment(placement.experiment, placement.target_id)
+                self._finish(placement.experiment, placement.target_id)
             else:
                 self._note(
                     f"experiment {placement.name!r} is deleted in the archive and was active at the target: it stays active"
                 )
         for result in self._target.after_deletions():
             self._entities.note(result)
+
+    def _finish(self, experiment: Experiment, target_id: str) -> None:
+        """Delete the experiment as it is in the archive. Where that is refused, the other experiments go on."""
+        try:
+            self._target.finish_experiment(experiment, target_id)
+        except ServerError as error:
+            if isinstance(error, AuthError) or error.status is None:
+                raise
+            there = experiment.experiment_id
+            message = f"experiment {experiment.name!r}: it stays active: {error.message}"
+            self._problems.append(
+                Problem(code="not-restored", kind="experiment", id=there, message=message, experiments=(there,))
+            )
 
     def _place(self, placement: Placement) -> None:
         """Make the experiment, or find out that the target cannot hold it, which the plan has said."""
@@ -288,9 +304,8 @@ class _Restore:
     def _restore_entities(self) -> None:
         """All other kinds, in their order; the runs get their logged models as soon as those are there."""
         for source, placement in self._plan.placements.items():
-            placed = placement.target_id or (placement.existing.experiment_id if placement.existing else None)
-            if placed is not None:
-                self._map.add("experiment", source, placed)
+            if placement.action != "refused" and placement.target_id is not None:
+                self._map.add("experiment", source, placement.target_id)
         for run, target_id in self._ids.items():
             self._map.add("run", run, target_id)
         progress = self._callback.branched("entities", "")
@@ -310,6 +325,8 @@ class _Restore:
         ]
         for result in self._target.link_runs(linked, self._map):
             self._entities.note(result)
+            if result.action == "failed":
+                self._count(result.source_id, self._failed)
 
     def _batches(self) -> Iterator[list[Run]]:
         """The runs to look at, parents before their children, in batches of one workspace that fit into memory."""
@@ -370,16 +387,17 @@ class _Restore:
             self._ids[result.source_run_id] = result.run_id
         known = {(p.code, p.id, p.path, p.message) for p in self._plan.problems} if result.problems else set()
         self._problems += [p for p in result.problems if (p.code, p.id, p.path, p.message) not in known]
-        if result.problems:
-            self._failed += 1
-        elif was_there:
-            self._there += 1
-        else:
-            self._restored += 1
+        self._count(result.source_run_id, self._failed if result.problems else self._there if was_there else self._restored)
         if not was_there:
             self._points += result.metric_points
             self._files += result.files
             self._bytes += result.file_bytes
+
+    def _count(self, run_id: str, among: set[str]) -> None:
+        """Count a run once, by what was seen last."""
+        for others in (self._restored, self._there, self._failed):
+            others.discard(run_id)
+        among.add(run_id)
 
     def _note(self, note: str) -> None:
         self._notes[note] += 1
@@ -387,9 +405,9 @@ class _Restore:
     def report(self, *, dry_run: bool, seconds: float) -> UnpackReport:
         """The counts so far."""
         plan, target = self._plan, self._target
-        done = sum(1 for run in plan.run_ids if (there := plan.there(run)) is not None and there.complete)
+        done = {run for run in plan.run_ids if (there := plan.there(run)) is not None and there.complete}
         if not target.keeps_ids or dry_run:
-            self._there = done
+            self._there = done - self._failed
         refused = sum(p.runs for p in plan.placements.values() if p.action == "refused")
         noted = self._notes + self._entities.notes
         notes = [
@@ -408,10 +426,10 @@ class _Restore:
                 for source, p in plan.placements.items()
             ),
             runs_selected=len(plan.run_ids),
-            runs_restored=self._restored,
-            runs_already_there=self._there,
-            runs_failed=self._failed + (0 if dry_run else refused),
-            runs_planned=len(plan.run_ids) - done - refused if dry_run else 0,
+            runs_restored=len(self._restored),
+            runs_already_there=len(self._there),
+            runs_failed=len(self._failed) + (0 if dry_run else refused),
+            runs_planned=len(plan.run_ids) - len(done) - refused if dry_run else 0,
             metric_points=self._points,
             files=self._files,
             file_bytes=self._bytes,

@@ -14,7 +14,7 @@ from mlflow_bundle.cli._options import options_of, renames_of
 from mlflow_bundle.errors import UsageError
 from tests.cli.conftest import Archived, Command
 
-COMMANDS = ("pack", "unpack", "verify", "ls", "show", "cat", "get", "log", "diff", "demo")
+COMMANDS = ("pack", "unpack", "verify", "ls", "show", "cat", "get", "log", "query", "serve", "diff", "report", "demo")
 
 
 def test_the_commands() -> None:

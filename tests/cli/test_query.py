@@ -107,6 +107,16 @@ def test_what_contradicts_itself_is_wrong_usage(command: Command, archived: Arch
     assert not Path("x.duckdb").exists()
 
 
+def test_a_folder_that_takes_no_file_is_said(command: Command, archived: Archived, tmp_path: Path) -> None:
+    """What cannot be written is wrong usage of that path, not a damaged archive."""
+    name = "x" * 300
+    for words in (["select 1", "--parquet"], ["--export"]):
+        done = command("query", archived.bundle, *words, str(tmp_path / name))
+        assert done.code == 2
+        assert "cannot be written" in done.err
+    assert command("query", archived.bundle, "  ").code == 2
+
+
 def test_files_are_written_once(command: Command, archived: Archived, tmp_path: Path) -> None:
     """A Parquet file of the result and a DuckDB file of everything; what is there already stays."""
     parquet, export = tmp_path / "it's.parquet", tmp_path / "it's.duckdb"

@@ -94,7 +94,7 @@ def test_a_range_does_not_read_the_object(shelf: Shelf, local: Place, monkeypatc
     with fs.open(f"{artifacts(shelf)}/large.bin") as file:
         file.seek(3 << 20)
         file.read(10)
-    assert sum(read) <= 1 << 20
+    assert sum(read) <= (1 << 20) + (64 << 10)  # the window, the view and the index
 
 
 def test_pandas_arrow_duckdb(shelf: Shelf, place: Place) -> None:

@@ -218,3 +218,33 @@ def test_the_command(tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes])
     error = capsysbinary.readouterr().err
     assert b"cannot be written: No such file or directory" in error
     assert error.count(b"\n") == 1
+
+
+def test_a_page_appears_whole_and_a_link_stays_a_link(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A page replaces an older one and leaves nothing beside it; a link is written through, so that a device stays one."""
+    with open_storage(tmp_path / "b", create=True) as storage:
+        pack_content(storage, content_of(1))
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "page.html").write_text("older")
+    (out / "link.html").symlink_to(out / "other.html")
+    for name in ("page.html", "link.html"):
+        assert command(["report", str(tmp_path / "b"), "-o", str(out / name)]) == 0
+    assert (out / "link.html").is_symlink()
+    assert (out / "other.html").read_bytes() == (out / "page.html").read_bytes()
+    assert sorted(place.name for place in out.iterdir()) == ["link.html", "other.html", "page.html"]
+    assert command(["report", str(tmp_path / "b"), "-o", str(out)]) == 1
+    assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_filters_of_names_and_of_numbers(opened: Opened, tmp_path: Path) -> None:
+    """Digits find a name that holds them; in a column of numbers they mean that number."""
+    browser = opened(page_of(content_of(12), tmp_path / "b"))
+    for field, typed, found in (("name", "11", 1), ("p0", "0", 2), ("start", "2023", 12)):
+        box = browser.find_element(By.CSS_SELECTOR, f"#run-table [tabulator-field={field}] input")
+        box.send_keys(typed)
+        WebDriverWait(browser, 10).until(lambda b, n=found: b.find_element(By.ID, "shown").text == f"{n} of 12 runs")
+        box.clear()
+        box.send_keys(" \b")
+        WebDriverWait(browser, 10).until(lambda b: b.find_element(By.ID, "shown").text == "12 of 12 runs")

@@ -20,7 +20,7 @@ import mlflow_bundle as bundle
 from mlflow_bundle.entities import Record, Scorer
 from mlflow_bundle.errors import CannotHoldError, ServerError, UsageError
 from mlflow_bundle.kinds import KINDS, record_id
-from mlflow_bundle.tracking import _rest
+from mlflow_bundle.tracking import _entities, _rest
 from mlflow_bundle.tracking._rest import API, RestClient
 from mlflow_bundle.tracking.rest import _once
 from mlflow_bundle.tracking.rest._features import API3
@@ -359,7 +359,13 @@ def test_another_thing_of_the_same_name(packed: str, server: MlflowServer) -> No
     assert rows(server) == before
     taken = {(problem.kind, problem.code) for problem in caught.value.problems if problem.code == "name-taken"}
     assert taken == {("gateway_model_definition", "name-taken"), ("mcp_server_version", "name-taken")}
+    told = [problem.message for problem in caught.value.problems if problem.kind == "gateway_endpoint"]
+    assert len(told) == 3
+    assert all("needs the model definition" in message for message in told)
     report = bundle.unpack(packed, tracking_uri=server.url, workspace=target, allow_partial=True)
+    assert any("the alias 'live' of 'org.example/full' names version 2.0.0" in note for note in report.notes)
+    assert {one.kind for one in report.entities if one.failed} & set(CONFIGURATION[2:6]) == set()
+    assert not {new for ids in report.ids.values() for new in ids.values()} & {"None", made["model_definition_id"]}
     assert outcomes(report)["gateway_model_definition"] == (2, 1, 0)
     shown = client.get_json(f"{GATEWAY}model-definitions/get", {"model_definition_id": made["model_definition_id"]})
     assert shown["model_definition"]["model_name"] == "another"
@@ -421,6 +427,7 @@ def make_in_workspace(client: RestClient, number: int) -> None:
     for place in (experiment, own):
         run = client.post_json(f"{API}runs/create", {"experiment_id": place, "start_time": 5 + number})["run"]["info"]
         model = client.post_json(f"{API}logged-models", {"experiment_id": place, "name": "same"})["model"]["info"]["model_id"]
+        client.post_json(f"{API}logged-models", {"experiment_id": place, "name": "beside"})
         point = {"key": "m", "value": number, "timestamp": 1, "step": 0, "model_id": model}
         client.post_json(f"{API}runs/log-batch", {"run_id": run["run_id"], "metrics": [point]})
         client.post_json(f"{API}runs/log-inputs", {"run_id": run["run_id"], "models": [{"model_id": model}]})
@@ -587,8 +594,10 @@ def test_files_go_with_their_runs(teams: str, empty: MlflowServer, tmp_path: Pat
     assert sorted(found) == [(name, str(n).encode()) for n, name in enumerate(("default", "team-a", "team-b")) for _ in "ab"]
 
 
-def test_several_workspaces_into_one(teams: str, server: MlflowServer) -> None:
-    """What would get a name twice is told before the first write; then one keeps it, others are left out, nothing merges."""
+def test_several_workspaces_into_one(teams: str, server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would get a name twice is told before the first write; then one keeps it, others are left out, nothing merges.
+    What belongs to those is told of once, however many batches it comes in."""
+    monkeypatch.setattr(_entities, "_BATCH", 1)
     target = new_workspace(server)
     before = rows(server)
     with pytest.raises(CannotHoldError) as caught:
@@ -597,6 +606,9 @@ def test_several_workspaces_into_one(teams: str, server: MlflowServer) -> None:
     told = sorted(problem.kind for problem in caught.value.problems if problem.code == "name-collision")
     assert told == sorted(["experiment", "mcp_server", "registered_model"] * 2)
     report = bundle.unpack(teams, tracking_uri=server.url, workspace=target, allow_partial=True)
+    told = sorted(problem.message for problem in caught.value.problems if problem.code == "owner-left-out")
+    assert sum(message.startswith("2 logged_model left out") for message in told) == 2
+    assert told == sorted(problem.message for problem in report.problems if problem.code == "owner-left-out")
     assert without_default(by_workspace(server, target)) == expected_in(0, 1, 2, same=0)
     made = {one["name"] for one in RestClient(server.url).get_json(f"{API3}workspaces")["workspaces"]}
     assert made & {"team-a", "team-b"} == set()

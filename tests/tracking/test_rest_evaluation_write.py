@@ -100,6 +100,14 @@ def test_datasets_come_back_whole(restoring: Restoring, store: RestStore) -> Non
     assert (messages(results), sorted(store.get_dataset_experiment_ids(target))) == ([], experiments)
 
 
+def test_datasets_are_linked_to_restored_experiments_only(restoring: Restoring, store: RestStore) -> None:
+    """An experiment that was not restored is no link, though the target has one of its number, and the report says so."""
+    (result,) = restoring.restore(("evaluation_dataset", [dataset(experiment_ids=("0", "7"))]))
+    assert (result.action, result.problems) == ("restored", [])
+    assert store.get_dataset_experiment_ids(str(result.target_id)) == [restoring.ids.new("experiment", "7")]
+    assert any("experiments that are not restored" in note for note in result.notes)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1_001, 2_500])
 def test_all_records_come_back(restoring: Restoring, store: RestStore, count: int) -> None:

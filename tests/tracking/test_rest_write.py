@@ -23,7 +23,7 @@ from mlflow_bundle._series import series_digests, sort_series
 from mlflow_bundle.errors import CorruptError, ServerError
 from mlflow_bundle.records import Dataset, DatasetInput, Experiment, KeyValue, Run
 from mlflow_bundle.tracking._port import SERIES_SCHEMA, SOURCE_TAG_PREFIX, PlannedRun, RunQuery, RunResult, TargetExperiment
-from mlflow_bundle.tracking.rest import _restore as _rest_restore
+from mlflow_bundle.tracking.rest import _once
 from mlflow_bundle.tracking.rest._limits import Limits
 from mlflow_bundle.tracking.rest._read import RestSource
 from mlflow_bundle.tracking.rest._write import RestTarget
@@ -381,6 +381,19 @@ def test_the_tags_of_an_earlier_restore_are_kept(target: RestTarget, place: str,
     assert result.problems == []
 
 
+def test_an_experiment_that_was_restored_before_is_known_again(target: RestTarget, request: pytest.FixtureRequest) -> None:
+    """An experiment with the tags of an earlier restore is one of this archive all the same, and keeps those as JSON."""
+    earlier = {SOURCE_TAG_PREFIX + "experiment_id": "first", SOURCE_TAG_PREFIX + "bundle_id": "another"}
+    archived = Experiment(
+        experiment_id="78", name="x", tags=tuple(KeyValue(key=key, value=value) for key, value in earlier.items())
+    )
+    there = target.place_experiment(archived, name=request.node.name, existing=None)
+    (found,) = [one for one in target.experiments() if one.experiment_id == there]
+    assert found.source_id == "78"
+    client = MlflowClient(target.description.uri)
+    assert json.loads(client.get_experiment(there).tags[SOURCE_TAG_PREFIX + "earlier"]) == earlier
+
+
 def test_many_tags_and_params_and_large_ones(target: RestTarget, place: str, source: RestSource) -> None:
     """More tags and params than one request takes, by number and by bytes, all arrive."""
     params = tuple(KeyValue(key=f"p{number:03}", value="\n😀" * 3000) for number in range(250))
@@ -556,7 +569,7 @@ def test_a_lost_answer_does_not_double_a_run(
     mlflow_server: MlflowServer, connect: Callable[..., RestTarget], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When the server created a run but its answer was lost, that run is found and used."""
-    monkeypatch.setattr(_rest_restore, "_CREATE_WAITS", (0.1, 0.1))
+    monkeypatch.setattr(_once, "_WAITS", (0.1, 0.1))
     lost = 0
 
     def answer(method: str, path: str, body: bytes) -> tuple[int, bytes, int | None] | None:

@@ -103,7 +103,7 @@ class Road:
 
         Returns the answer, or the record that was found.
         """
-        return create_once(self.server, endpoint, body, lambda: self.look(self, wanted), api=api)
+        return create_once(self.server.client, endpoint, body, lambda: self.look(self, wanted), api=api)
 
 
 @dataclass(slots=True)
@@ -176,9 +176,10 @@ class ConfigWriter:
             return [not_restored(result, road.refusal(record, self.predicted) or error.message, code=CANNOT_HOLD)]
         found = next(iter(self._at_target(road).get(road.key(wanted), ())), None)
         if found is not None:
+            if taken := self._taken(road, wanted, found):
+                return [not_restored(result, taken, code=_TAKEN)]
             self.predicted.add(road.kind, record_id(record), record_id(found))
-            taken = self._taken(road, wanted, found)
-            return [not_restored(result, taken, code=_TAKEN)] if taken else []
+            return []
         if why := road.refusal(record, self.predicted):
             return [not_restored(result, why, code=CANNOT_HOLD)]
         if road.makes:
@@ -224,8 +225,8 @@ class ConfigWriter:
         self._find(road, jobs)
         self._each(jobs, lambda job: self._check(road, job))
         for job in jobs:
-            if job.found is not None and job.result.action != "failed":
-                ids.add(road.kind, job.result.source_id, str(job.result.target_id))
+            if job.result.target_id is not None and job.result.action != "failed":
+                ids.add(road.kind, job.result.source_id, job.result.target_id)
         self._each(jobs, lambda job: road.settle(job.wanted, job.result))
         return [job.result for job in jobs]
 

@@ -70,7 +70,10 @@ class DatasetWriter:
 
         def one(plan: PlannedEntity, result: EntityResult) -> None:
             dataset = cast("EvaluationDataset", plan.record)
-            experiments = [ids.new("experiment", name) for name in dataset.experiment_ids]
+            # Not under the archived id: at the target that is another experiment.
+            experiments = [found for name in dataset.experiment_ids if (found := ids.find("experiment", name))]
+            if len(experiments) < len(dataset.experiment_ids):
+                result.notes.append("links of evaluation datasets to experiments that are not restored are left out")
             known = there.get(dataset.dataset_id)
             if known is None:
                 known = self._create(dataset, experiments)
@@ -110,7 +113,7 @@ class DatasetWriter:
             made = self._restored().get(dataset.dataset_id)
             return None if made is None else {"dataset": {"dataset_id": made}}
 
-        return str(create_once(self._server, "datasets/create", body, find, api=API3)["dataset"]["dataset_id"])
+        return str(create_once(self._server.client, "datasets/create", body, find, api=API3)["dataset"]["dataset_id"])
 
     def _linked(self, target: str) -> set[str]:
         return set(self._server.get(f"datasets/{target}/experiment-ids", api=API3).get("experiment_ids", []))

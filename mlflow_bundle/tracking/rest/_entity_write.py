@@ -109,7 +109,8 @@ class EntityWriter:
     def link_runs(self, runs: Sequence[tuple[Run, str]], ids: IdMap) -> list[EntityResult]:
         """Give runs their logged models, where the server knows such links."""
         kept = [(self.without(run), target_id) for run, target_id in runs]
-        return self._models.link_runs([(run, _) for run, _ in kept if run.model_inputs or run.model_outputs], ids)
+        linked = [(run, target_id) for run, target_id in kept if run.model_inputs or run.model_outputs]
+        return self._models.link_runs(linked, ids)
 
     def after_deletions(self) -> list[EntityResult]:
         """Bind endpoints of the gateway to what uses them, mark what is complete now, and post the assessments that the

@@ -88,7 +88,7 @@ class LoggedModelWriter:
         self._known: dict[str, dict[str, _There]] = {}
 
     def cannot_hold(self, model: LoggedModel) -> list[Problem]:
-        """A server holds every logged model that a server has held."""
+        """Names that a server refuses; a database may have them."""
         if model.name and any(character in model.name for character in "/:.%\"'"):
             message = f"logged model {model.model_id}: the server takes no name like {model.name!r}"
             return [Problem(code="cannot-hold", kind="logged_model", id=model.model_id, message=message)]
@@ -99,9 +99,9 @@ class LoggedModelWriter:
     ) -> list[EntityResult]:
         """Create, fill and finalize each model, read all of them back, and mark them complete; those that an earlier restore
         completed are left alone."""
-        for experiment in sorted({ids.new("experiment", _model(plan).experiment_id) for plan in planned}):
-            if experiment not in self._known:
-                self._known[experiment] = self._restored_in(experiment)
+        placed = {ids.find("experiment", _model(plan).experiment_id) for plan in planned} - {None}
+        for experiment in sorted(cast("set[str]", placed) - self._known.keys()):
+            self._known[experiment] = self._restored_in(experiment)
         jobs: dict[str, _Job] = {}
 
         def one(plan: PlannedEntity, result: EntityResult) -> None:
@@ -140,7 +140,7 @@ class LoggedModelWriter:
                 found[tags[_SOURCE_ID]] = _There(model["info"]["model_id"], tags.get(RESTORE_TAG) == COMPLETE)
         return found
 
-    def _search(self, experiment_ids: Sequence[str], text: str) -> list[dict[str, Any]]:
+    def _search(self, experiment_ids: Sequence[str], text: str) -> Iterator[dict[str, Any]]:
         body = {"experiment_ids": experiment_ids, "max_results": _PAGE, "filter": text}
         return pages(lambda token: self._server.post("logged-models/search", {**body, "page_token": token}), "models")
 
@@ -190,7 +190,7 @@ class LoggedModelWriter:
             ours = f"tags.`{SOURCE_BUNDLE}` = '{self._server.bundle_id}' AND tags.`{_SOURCE_ID}` = '{model.model_id}'"
             return next(({"model": found} for found in self._search([job.experiment], ours)), None)
 
-        return cast("dict[str, Any]", create_once(self._server, "logged-models", body, find)["model"])
+        return cast("dict[str, Any]", create_once(self._server.client, "logged-models", body, find)["model"])
 
     def _get(self, model_id: str) -> dict[str, Any]:
         answer = self._server.get(f"logged-models/{model_id}", {"allow_deleted": "true"})
@@ -250,7 +250,7 @@ class LoggedModelWriter:
 
         def ask(some: Sequence[_Job]) -> list[dict[str, Any]]:
             wanted = ", ".join(f"'{job.there}'" for job in some)
-            return self._search(sorted({job.experiment for job in some}), f"model_id IN ({wanted})")
+            return list(self._search(sorted({job.experiment for job in some}), f"model_id IN ({wanted})"))
 
         for models in bounded_map(self._server.executor, ask, chunks(jobs, _COMPARED), self._server.window):
             found |= {model["info"]["model_id"]: model for model in models}

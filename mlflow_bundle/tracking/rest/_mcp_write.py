@@ -124,8 +124,12 @@ class McpServerRoad(_TaggedRoad):
             self.unfinished[wanted.name] = wanted
 
     def finish(self) -> list[EntityResult]:
-        """Say of the servers that were made that their versions are there too."""
+        """Say of the servers that were made that their versions are there too, and of aliases that their versions are not."""
         results = []
+        for (name, version), aliases in self.aliases.items():
+            told = [f"the alias {alias!r} of {name!r} names version {version}, which was not restored" for alias in aliases]
+            results.append(EntityResult(kind=self.kind, source_id=name, notes=told))
+        self.aliases.clear()
         for name, wanted in self.unfinished.items():
             results.append(EntityResult(kind=self.kind, source_id=name))
             self.server.guard(results[-1], lambda wanted=wanted: self.tag(wanted, RESTORE_TAG, COMPLETE))  # type: ignore[misc]

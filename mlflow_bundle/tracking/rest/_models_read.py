@@ -295,13 +295,19 @@ class ModelRegistry:
             yield from ((workspace, answer) for answer in found.values())
 
     def _location(self, found: tuple[Workspaced, Answer]) -> str | None:
-        """Where the files of a version are. It differs from ``source`` only where that names another model."""
+        """Where the files of a version are. It differs from ``source`` only where that names another model; unknown when
+        the version, or the logged model that it was made of, was deleted since it was listed."""
         workspace, version = found
         source: str = version.get("source") or ""
         if self._server.client.version() and not source.startswith("models:"):
             return source or None
         params = {"name": version["name"], "version": version["version"]}
-        answer: Answer = workspace.client.get_json(f"{API}model-versions/get-download-uri", params)
+        try:
+            answer: Answer = workspace.client.get_json(f"{API}model-versions/get-download-uri", params)
+        except RefusedError as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
         return answer.get("artifact_uri")
 
 

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from mlflow_bundle.errors import AuthError, ServerError
-from mlflow_bundle.tracking._rest import API, RefusedError
-from mlflow_bundle.tracking.rest._road import Server
+from mlflow_bundle.tracking._rest import API, RefusedError, RestClient
 
 __all__ = ["create_once"]
 
@@ -17,9 +16,16 @@ _WAITS: Final = (1, 4, 15)
 
 
 def create_once(
-    server: Server, endpoint: str, body: Mapping[str, Any], find: Callable[[], Any | None], *, api: str = API
+    client: RestClient,
+    endpoint: str,
+    body: Mapping[str, Any],
+    find: Callable[[], Any | None],
+    *,
+    api: str = API,
+    answer: Any = Any,
 ) -> Any:
-    """Create something exactly once. ``find`` looks for it where the answer was lost: what it finds is the answer.
+    """Create something exactly once; the answer is decoded as ``answer``, a msgspec type. ``find`` looks for it where the
+    answer was lost: what it finds is the answer.
 
     Raises:
         AuthError, RefusedError: the server refuses it.
@@ -27,7 +33,7 @@ def create_once(
     """
     for wait in (*_WAITS, None):
         try:
-            return server.client.post_json(api + endpoint, body, retry=False)
+            return client.post_json(api + endpoint, body, answer=answer, retry=False)
         except (AuthError, RefusedError):
             raise
         except ServerError:

@@ -153,6 +153,7 @@ def _rewritten(tags: Mapping[str, str], ids: IdMap) -> dict[str, str]:
     if _RUNS_OF_PROMPT in tags:
         changed[_RUNS_OF_PROMPT] = ",".join(ids.new("run", run) for run in tags[_RUNS_OF_PROMPT].split(","))
     if _EXPERIMENTS_OF_PROMPT in tags:
-        parts = tags[_EXPERIMENTS_OF_PROMPT].split(",")
-        changed[_EXPERIMENTS_OF_PROMPT] = ",".join(ids.new("experiment", part) if part else "" for part in parts)
+        # One that was not restored is left out: its archived id is that of another experiment at the target.
+        parts = [part and ids.find("experiment", part) for part in tags[_EXPERIMENTS_OF_PROMPT].split(",")]
+        changed[_EXPERIMENTS_OF_PROMPT] = ",".join(part for part in parts if part is not None)
     return changed | {SOURCE_TAG_PREFIX + "tags." + key: tags[key] for key in changed}

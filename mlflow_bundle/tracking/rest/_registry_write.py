@@ -88,7 +88,7 @@ class RegistryWriter:
         def find() -> Answer | None:
             return self._registry.model(model.name)
 
-        create_once(self._server, "registered-models/create", body, find)
+        create_once(self._server.client, "registered-models/create", body, find)
 
     def _merge(self, model: RegisteredModel, found: Answer, result: EntityResult, tags: Mapping[str, str]) -> bool:
         """Add what the model at the target does not have; what it has stays. False where it is no such thing."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -30,14 +29,13 @@ from mlflow_bundle.tracking.rest._answers import (
 from mlflow_bundle.tracking.rest._expected import COMPLETE, RESTORE_TAG, Expected
 from mlflow_bundle.tracking.rest._history import HistoryReader
 from mlflow_bundle.tracking.rest._limits import CANNOT_HOLD, Limits, run_problem
+from mlflow_bundle.tracking.rest._once import create_once
 from mlflow_bundle.tracking.rest._points import Batch, Point, PointsDigester, batches, holdable
 
 __all__ = ["Job", "Restorer"]
 
 _NOT_RESTORED: Final = "not-restored"
 _DIFFERS: Final = "restored-differs"
-#: Waits in seconds before a run is created again, after looking whether the first request did it.
-_CREATE_WAITS: Final = (1, 4, 15)
 
 Item = TypeVar("Item")
 
@@ -151,29 +149,14 @@ class Restorer:
 
     def _create_once(self, job: Job) -> RunAnswer:
         """Create a run exactly once: when the answer is lost, look whether it was created before asking again."""
-        body = job.expected.create()
-        for wait in (*_CREATE_WAITS, None):
-            try:
-                made: OneRun = self._client.post_json(f"{API}runs/create", body, answer=OneRun, retry=False)
-            except (AuthError, RefusedError):
-                raise
-            except ServerError:
-                if wait is None:
-                    raise
-                time.sleep(wait)
-                found = self._find(job)
-                if found is not None:
-                    return found
-            else:
-                return made.run
-        raise AssertionError("the last attempt returns or raises")
+        ours = f"tags.`{SOURCE_TAG_PREFIX}run_id` = '{job.planned.source.run_id}'"
+        search = SearchRuns([job.planned.experiment_id], filter=ours, run_view_type="ALL")
 
-    def _find(self, job: Job) -> RunAnswer | None:
-        source = job.planned.source.run_id
-        search = SearchRuns(
-            [job.planned.experiment_id], filter=f"tags.`{SOURCE_TAG_PREFIX}run_id` = '{source}'", run_view_type="ALL"
-        )
-        return next(iter(search_runs(self._client, search).runs), None)
+        def find() -> OneRun | None:
+            return next((OneRun(run) for run in search_runs(self._client, search).runs), None)
+
+        made: OneRun = create_once(self._client, "runs/create", job.expected.create(), find, answer=OneRun)
+        return made.run
 
     def _post(self, endpoint: str, body: dict[str, Any]) -> None:
         self._client.post_json(API + endpoint, body)

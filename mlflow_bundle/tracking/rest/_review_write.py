@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import Lock
 from typing import Any, Final, cast
 
@@ -85,7 +85,7 @@ class ReviewWriter:
             found = self._schemas_in(experiment).get(schema.name)
             return None if found is None else {"label_schema": found}
 
-        answer = create_once(self._server, "label-schemas/create", body, find, api=API3)
+        answer = create_once(self._server.client, "label-schemas/create", body, find, api=API3)
         return cast("Answer", answer["label_schema"])
 
     # -- review queues ---------------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ class ReviewWriter:
             found = self._queues_in(experiment).get(queue.name.casefold())
             return None if found is None else {"review_queue": found}
 
-        answer = create_once(self._server, "review-queues/create", body, find, api=API3)
+        answer = create_once(self._server.client, "review-queues/create", body, find, api=API3)
         return cast("Answer", answer["review_queue"])
 
     def _items(self, queue_id: str) -> dict[str, Answer]:
@@ -212,6 +212,8 @@ class ReviewWriter:
             if found is None:
                 found = self._create_issue(experiment, body)
                 result.notes.append(NO_IDS.format("issues"))
+            elif any((found.get(name) or None) != (wanted or None) for name, wanted in body.items()):
+                result.notes.append("issues that differ at the target keep what they have there")
             result.target_id = str(found["issue_id"])
             ids.add("issue", issue.issue_id, result.target_id)
 
@@ -250,7 +252,7 @@ class ReviewWriter:
             new = [issue for issue in like if issue["issue_id"] not in known]
             return {"issue": new[-1]} if new else None
 
-        return cast("Answer", create_once(self._server, "issues", body, find, api=API3)["issue"])
+        return cast("Answer", create_once(self._server.client, "issues", body, find, api=API3)["issue"])
 
     # -- lists -----------------------------------------------------------------------------------------------------
 
@@ -260,7 +262,7 @@ class ReviewWriter:
         wanted = sorted({found for name in archived if (found := ids.find("experiment", name))} - known.keys())
         known.update(zip(wanted, bounded_map(self._server.executor, ask, wanted, self._server.window), strict=True))
 
-    def _listed(self, endpoint: str, experiment: str, member: str) -> list[Answer]:
+    def _listed(self, endpoint: str, experiment: str, member: str) -> Iterator[Answer]:
         def ask(token: str) -> Any:
             params = {"experiment_id": experiment, **({"page_token": token} if token else {})}
             return self._server.get(endpoint, params, api=API3)

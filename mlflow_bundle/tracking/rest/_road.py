@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -115,13 +115,12 @@ def tag_map(tags: Iterable[KeyValue] | Iterable[Mapping[str, str]]) -> dict[str,
     return found
 
 
-def pages(ask: Callable[[str], Mapping[str, Any]], member: str) -> list[dict[str, Any]]:
-    """All items of a paged answer. ``ask`` takes the token of a page, empty for the first."""
-    items: list[dict[str, Any]] = []
+def pages(ask: Callable[[str], Mapping[str, Any]], member: str) -> Iterator[dict[str, Any]]:
+    """All items of a paged answer, a page at a time. ``ask`` takes the token of a page, empty for the first."""
     token = ""
     while True:
         answer = ask(token)
-        items += answer.get(member, [])
+        yield from answer.get(member, [])
         token = answer.get("next_page_token") or ""
         if not token:
-            return items
+            return

@@ -104,7 +104,7 @@ class ScorerWriter:
                     return {"version": number}
             return None
 
-        return int(create_once(self._server, "scorers/register", body, find, api=API3)["version"])
+        return int(create_once(self._server.client, "scorers/register", body, find, api=API3)["version"])
 
     def _delete(self, experiment: str, name: str, number: int) -> None:
         body = {"experiment_id": experiment, "name": name, "version": number}

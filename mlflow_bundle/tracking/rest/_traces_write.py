@@ -114,7 +114,8 @@ class TraceWriter:
         for job in jobs:
             if job.there is not None and job.result.action == "restored":
                 job.result.action = "merged" if job.completed else "there"
-            ids.add("trace", job.result.source_id, job.result.source_id)
+            if job.result.target_id is not None:
+                ids.add("trace", job.result.source_id, job.result.target_id)
         return [job.result for job in jobs]
 
     def _job(self, plan: PlannedEntity, ids: IdMap) -> TraceJob:
@@ -178,8 +179,6 @@ class TraceWriter:
             if not trace_infos(self._server.client, [job.trace.trace_id]):
                 raise
 
-    # -- spans and files -----------------------------------------------------------------------------------------------
-
     # -- links and assessments -----------------------------------------------------------------------------------------
 
     def _link_runs(self, jobs: Sequence[TraceJob]) -> None:
@@ -196,7 +195,9 @@ class TraceWriter:
             body = {"run_id": run_id, "trace_ids": [job.trace.trace_id for job in linked]}
             try:
                 self._server.post("traces/link-to-run", body)
-            except RefusedError as error:
+            except ServerError as error:
+                if isinstance(error, AuthError) or error.status is None:
+                    raise
                 for job in linked:
                     job.report(f"it was not linked to run {run_id}: {error.message}")
 
@@ -238,8 +239,6 @@ class TraceWriter:
         except RefusedError:
             return False
         return True
-
-    # -- reading back --------------------------------------------------------------------------------------------------
 
     # -- after ---------------------------------------------------------------------------------------------------------
 

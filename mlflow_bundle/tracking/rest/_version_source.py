@@ -125,7 +125,7 @@ class VersionSources:
             made = self._search().get(result.source_id)
             return None if made is None else {"model": {"info": {"model_id": made}}}
 
-        return str(create_once(self._server, "logged-models", body, find)["model"]["info"]["model_id"])
+        return str(create_once(self._server.client, "logged-models", body, find)["model"]["info"]["model_id"])
 
     def _search(self) -> dict[str, str]:
         """The carriers that were made for this archive: id of the version -> logged model."""

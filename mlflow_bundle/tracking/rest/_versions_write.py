@@ -46,6 +46,7 @@ _DELETED: Final = "Deleted_Internal"
 _NO_STAGES: Final = (UNSET, "", "None")
 _SOURCE_VERSION: Final = SOURCE_TAG_PREFIX + "version"
 _TAKEN: Final = "version-taken"
+_MISSING: Final = "RESOURCE_DOES_NOT_EXIST"
 _KEPT: Final = (
     "version",
     "creation_timestamp",
@@ -213,7 +214,7 @@ class VersionWriter:
         model = job.model
 
         def find() -> Answer | None:
-            for number, found in self._registry.versions(model).items():
+            for number, found in self._registry.versions(model, [model.used + 1]).items():
                 if number > model.used and tag_map(found.get("tags", [])) == tag_map(body["tags"]):
                     return {"model_version": found}
             if self._sources.is_dead(body):
@@ -221,7 +222,7 @@ class VersionWriter:
             return None
 
         try:
-            answer = create_once(self._server, "model-versions/create", body, find)
+            answer = create_once(self._server.client, "model-versions/create", body, find)
         except _NoSourceError:
             return self._create(job, self._without_model(job, body))
         except RefusedError:
@@ -236,14 +237,19 @@ class VersionWriter:
         """The request of a version whose logged model is deleted, of which a server makes no version: it names its run."""
         message = f"its source {body['source']} is deleted or not at the target"
         if not body.get("run_id"):
-            raise RefusedError(message, error_code="RESOURCE_DOES_NOT_EXIST", status=404)
+            raise RefusedError(message, error_code=_MISSING, status=404)
         job.result.notes.append("versions of a logged model that is deleted name their run instead")
         body["source"] = self._sources.lost(body["run_id"])
         del body["model_id"]
         return body
 
     def _delete(self, model: TargetModel, number: int) -> None:
-        self._server.post("model-versions/delete", {"name": model.name, "version": str(number)}, method="DELETE")
+        try:
+            self._server.post("model-versions/delete", {"name": model.name, "version": str(number)}, method="DELETE")
+        except RefusedError as error:
+            # A request that was repeated finds that its first try has done it.
+            if error.error_code != _MISSING:
+                raise
 
     def _placeholder(self, model: TargetModel) -> dict[str, Any]:
         tags = {RESTORE_TAG: _PLACEHOLDER, SOURCE_BUNDLE: self._server.bundle_id}

@@ -31,7 +31,7 @@ from mlflow_bundle.tracking._rest import API, RefusedError, RestClient
 from mlflow_bundle.tracking.artifacts import artifact_store
 from mlflow_bundle.tracking.rest._answers import RunAnswer, SearchRuns, all_runs, experiments
 from mlflow_bundle.tracking.rest._entity_write import EntityWriter
-from mlflow_bundle.tracking.rest._expected import COMPLETE, RESTORE_TAG, expect
+from mlflow_bundle.tracking.rest._expected import COMPLETE, RESTORE_TAG, expect, keep_earlier
 from mlflow_bundle.tracking.rest._history import HistoryReader
 from mlflow_bundle.tracking.rest._limits import Limits
 from mlflow_bundle.tracking.rest._restore import Job, Restorer
@@ -47,7 +47,6 @@ _SOURCE_EXPERIMENT: Final = SOURCE_TAG_PREFIX + "experiment_id"
 _SOURCE_BUNDLE: Final = SOURCE_TAG_PREFIX + "bundle_id"
 _SOURCE_RUN: Final = SOURCE_TAG_PREFIX + "run_id"
 _SOURCE_STAGE: Final = SOURCE_TAG_PREFIX + "lifecycle_stage"
-_NO_SUCH: Final = "RESOURCE_DOES_NOT_EXIST"
 
 
 class RestTarget:
@@ -180,9 +179,10 @@ class RestTarget:
         Tags of an existing experiment are never changed: a difference becomes one of ``notes``. A deleted one is restored
         until ``finish_experiment``.
         """
-        tags = self._source_tags(experiment) | {
-            tag.key: tag.value for tag in experiment.tags if self._limits.experiment_tag(tag) is None
-        }
+        tags = {tag.key: tag.value for tag in experiment.tags if self._limits.experiment_tag(tag) is None}
+        ours = self._source_tags(experiment)
+        keep_earlier(tags, ours)
+        tags |= ours
         there = self._create_experiment(name, tags) if existing is None else existing.experiment_id
         if experiment.lifecycle_stage == "deleted":
             self._doomed.add(there)
@@ -292,7 +292,7 @@ class RestTarget:
         return self._entities.link_runs(runs, ids)
 
     def after_deletions(self) -> list[EntityResult]:
-        """Post the assessments that the deletion of runs and experiments would have taken away."""
+        """Finish what had to wait until runs and experiments are deleted. See ``EntityWriter.after_deletions``."""
         return self._entities.after_deletions()
 
     def close(self) -> None:
