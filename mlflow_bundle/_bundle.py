@@ -406,7 +406,8 @@ class Bundle:
     def views_sql(self, root: str | None = None, *, all_snapshots: bool = False) -> str:
         """The views of ``duckdb`` as SQL text for DuckDB alone: ``CREATE VIEW`` statements over the objects of this snapshot.
 
-        ``root`` is where the folder of the bundle will be, without it where it is now; ``""`` makes the paths relative.
+        ``root`` is where the folder of the bundle will be, without it where it is now; ``""`` makes the paths relative. DuckDB
+        takes a records object that was cut off for a shorter one: verify the bundle first.
 
         Raises:
             UsageError: the bundle is one file, which DuckDB cannot look into.
