@@ -17,6 +17,7 @@ from mlflow_bundle._manifest import Committed
 from mlflow_bundle._storage import open_storage
 from mlflow_bundle.records import KeyValue, Record, record_id
 from tests.building import START, Content, everything_of, pack_content, span_of
+from tests.fixtures.s3 import Bucket
 
 
 def packed(folder: Path, content: Content) -> Committed:
@@ -188,3 +189,20 @@ def test_random_changes_are_found(tmp_path_factory: pytest.TempPathFactory, data
     found = compared(tmp_path_factory.mktemp("diff"), before, after)
     assert {(c.id, c.what, frozenset(d.what for d in c.details)) for c in found.changes} == expected
     assert found.equal == (not expected)
+
+
+@pytest.mark.parametrize("form", ["zip", "s3"])
+def test_sides_in_one_file_or_in_a_bucket(tmp_path: Path, s3_bucket: Bucket, form: str) -> None:
+    """A side may lie in a ZIP file or in a bucket, and its page says the same as that of a folder."""
+    before = everything_of(3)
+    after = copy.deepcopy(before)
+    after.runs[0] = replace(after.runs[0], status="FAILED")
+    packed(tmp_path / "a", before)
+    place = str(tmp_path / "b.mlbundle.zip") if form == "zip" else f"s3://{s3_bucket.name}/b"
+    options = None if form == "zip" else s3_bucket.storage_options
+    with open_storage(place, storage_options=options, create=True) as storage:
+        pack_content(storage, after)
+    with bundle.open(tmp_path / "a") as first, bundle.open(place, storage_options=options) as second:
+        assert told(diff(first, second)) == {("run", after.runs[0].run_id, "changed"): {"status": ("FINISHED", "FAILED")}}
+        assert "3 runs" in second._repr_html_()
+        assert '"status":"FAILED"' in bundle.report_html(second)
