@@ -141,7 +141,9 @@ HIDDEN: Mapping[str, set[str]] = {
 def test_both_roads_tell_the_same(packed: str, asked: str) -> None:
     """A server says of each entity what its database says, but for what it hides."""
     first, second = records(packed), records(asked)
-    assert second.keys() - first.keys() == set()
+    # A server makes the default questions of an experiment when somebody lists them, as other tests may have done.
+    assert {kind for kind, _ in second.keys() - first.keys()} <= {"label_schema"}
+    second = {key: found for key, found in second.items() if key in first}
     missing = first.keys() - second.keys()
     stages = {key: {getattr(first[key], name, "") for name in ("lifecycle_stage", "current_stage")} for key in missing}
     deleted = {key for key in missing if stages[key] & {"deleted", "Deleted_Internal"}}
