@@ -1,8 +1,5 @@
-"""An independent reader of mlflow-bundle archives, by spec/v1.md alone (comments name its sections): checks, extracts files.
+"""Checks a bundle, and extracts its files, by spec/v1.md alone. Exit code 0: sound; 1: none, or a newer one; 4: problems."""
 
-Needs zstandard and pyarrow. Exit code 0: sound; 1: no bundle, or one that needs a newer reader; 4: problems were found."""
-
-import argparse
 import datetime
 import hashlib
 import json
@@ -22,27 +19,13 @@ import zstandard
 OBJECT = re.compile(r"objects/([a-z][a-z_]*)/(?:[0-9a-f]{2}/)?([0-9a-f]{64})(?:\.[a-z0-9]+)*")  # 3.2
 SNAPSHOT = re.compile(r"snapshots/([0-9]{8}T[0-9]{6}\.[0-9]{3}Z)-([0-9a-f]{16})\.json")  # 3.3
 SUFFIX = {"records": ".jsonl.zst", "lists": ".jsonl.zst", "packs": ".zip", "blobs": ""}
-# 4.1: kind, time, id (of several members; @ in a workspace), tables, locations
-KINDS = """workspace - name - default_artifact_root,trace_archival_location
-experiment creation_time experiment_id - artifact_location; run start_time run_id metrics/1,files/1 artifact_uri
-logged_model creation_timestamp_ms model_id model_metrics/1,files/1 artifact_uri; registered_model creation_timestamp @name - -
-model_version creation_timestamp @name/version files/1 source,storage_location; issue created_timestamp issue_id - -
-trace request_time trace_id spans/1,files/1 artifact_uri,spans_location,archive_location
-evaluation_dataset created_time dataset_id - -; dataset_record created_time dataset_record_id - -
-scorer versions experiment_id/scorer_name - -; label_schema created_time schema_id - -
-review_queue creation_time_ms queue_id - -; webhook creation_timestamp webhook_id - -; gateway_secret created_at secret_id - -
-gateway_model_definition created_at model_definition_id - -; gateway_endpoint created_at endpoint_id - -
-budget_policy created_at budget_policy_id - -; guardrail created_at guardrail_id - -; mcp_server created_at @name - -
-mcp_server_version created_at @name/version - -; mcp_access_endpoint created_at id - -""".replace("\n", ";").split(";")
-KINDS = {row[0]: row[1:] for row in map(str.split, KINDS)}
+KINDS = json.loads(Path(__file__).with_name("v1").joinpath("kinds.json").read_bytes())  # 4.1
 # 5.2: id of the owner, columns (? may be null)
 PLAIN = {"model_metrics/1": "model_id key step timestamp value? run_id dataset_name? dataset_digest?"}
 PLAIN["spans/1"] = "trace_id span_id parent_span_id? name? type? status start_time_unix_nano end_time_unix_nano? content"
 NOTHING = {"metrics/1": b"[]\n" + 3 * hashlib.sha256().digest(), "files/1": b"[]"}  # 8.3, 8.4
 COUNTED = {"metrics/1": "metric_point", "model_metrics/1": "model_metric_point", "spans/1": "span", "files/1": "file"}  # 6.2
 UNSAFE = re.compile(r"(?is)\.{0,2}|.*\x00.*|[a-z]:.*|(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")  # 10.2
-ERRORS = (LookupError, ValueError, TypeError, OSError, EOFError, RuntimeError)
-ERRORS += (struct.error, zlib.error, zipfile.BadZipFile, zstandard.ZstdError, pa.ArrowException)
 
 
 def sha(data):
@@ -102,8 +85,7 @@ def plain_of(data, schema):  # 8.3: (owner, rows, digest, None) of each owner of
     kind, order = ("trace", (6, 1)) if schema == "spans/1" else ("logged_model", (1, 2, 3, 5))
     for owner, group in groupby(rows_of(data, schema, *PLAIN[schema].split()), key=lambda row: row[0]):
         hasher, rows = hashlib.sha256(), list(group)
-        places = [[row[column] for column in order] for row in rows]
-        if places != sorted(places):
+        if (places := [[row[column] for column in order] for row in rows]) != sorted(places):
             raise ValueError(f"has rows of {kind} {owner} out of order")
         for row in rows:
             double = schema == "model_metrics/1" and row[4] is not None
@@ -114,13 +96,12 @@ def plain_of(data, schema):  # 8.3: (owner, rows, digest, None) of each owner of
 def series_of(data, schema):  # 8.3: the same of each run of a metrics object
     for run, group in groupby(rows_of(data, schema, "run_id", "key", "step", "timestamp", "value"), key=lambda row: row[0]):
         rows = list(group)
-        places = [(key, step, stamp, bits ^ ((bits >> 63) & 2**63 - 1)) for _, key, step, stamp, bits in rows]  # 5.2
+        places = [(*place, bits ^ ((bits >> 63) & 2**63 - 1)) for _, *place, bits in rows]  # 5.2
         if places != sorted(places):
             raise ValueError(f"has points of run {run} out of order")
         head = [[key, len(list(points))] for key, points in groupby(row[1] for row in rows)]
-        columns = [struct.pack(f"<{len(rows)}q", *column) for column in list(zip(*rows, strict=True))[2:]]
-        digests = b"".join(hashlib.sha256(column).digest() for column in columns)
-        yield ("run", run), len(rows), sha(compact(head) + b"\n" + digests), None
+        digests = (hashlib.sha256(struct.pack(f"<{len(rows)}q", *column)).digest() for column in [*zip(*rows, strict=True)][2:])
+        yield ("run", run), len(rows), sha(compact(head) + b"\n" + b"".join(digests)), None
 
 
 def files_of(data, schema):  # 8.4: the same of each owner in a files object, and [path, size, sha256, state] of each file
@@ -134,19 +115,19 @@ def files_of(data, schema):  # 8.4: the same of each owner in a files object, an
 
 
 def place_of(kind, record):  # 4.1
-    time, name, _, _ = KINDS[kind]
-    dated = {"versions": (record["versions"] or [{}])[0].get("creation_time", 2**53 - 1)} if kind == "scorer" else record
-    space = record.get("workspace", "") if "@" in name else ""
-    parts = [space] * (space not in ("", "default")) + [str(record[part.strip("@")]) for part in name.split("/")]
-    return [dated.get(time, 2**53 - 1), "/".join(parts)]
+    time, *first = (KINDS[kind]["time"] or "").split(".")  # versions.creation_time: of the first version
+    when = (record[time] or [{}])[0].get(first[0]) if first else record.get(time)
+    parts = [(name, str(record.get(name, ""))) for name in KINDS[kind]["id"]]
+    named = "/".join(value for name, value in parts if name != "workspace" or value not in ("", "default"))
+    return [2**53 - 1 if when is None else when, named]
 
 
 class Check:
     """One pass over a bundle. Problems are collected; a missing or damaged object does not stop the rest."""
 
     def __init__(self, bundle):
-        self.problems, self.records, self.files, self.index, self.listed = [], {}, {}, {}, {}
-        self.owned = {schema: {} for schema in COUNTED}
+        self.problems, self.records, self.index, self.listed = [], {}, {}, {}
+        self.owned = {schema: {} for schema in COUNTED}  # by owner: rows, digest, listing of its files
         self.place = Path(bundle) if Path(bundle).is_dir() else zipfile.Path(bundle)  # 3.5
         inside = (path for path in Path(bundle).rglob("*") if path.is_file())
         self.names = {path.relative_to(bundle).as_posix() for path in inside} or set(self.place.root.namelist())
@@ -154,19 +135,17 @@ class Check:
         found = sorted((name for name in self.names if SNAPSHOT.fullmatch(name)), reverse=True)  # 6.1
         whole = [name for name in found if sha(self.read(name))[:16] == SNAPSHOT.fullmatch(name)[2]]
         self.problems += [f"{name}: does not match its name: torn or damaged" for name in found if name not in whole]
-        if not whole:
-            raise ValueError("there is no snapshot")
+        if not whole or self.marker["hash"] != "sha256":
+            raise ValueError("there is no snapshot, or one of a newer format")
         self.path, data = whole[0], self.read(whole[0])
-        self.snapshot = json.loads(data)
-        for document in (self.marker, self.snapshot):
-            said = [document["format"], document["layout"], document["requires"]["read"], document.get("hash", "sha256")]
-            if said != ["mlflow-bundle", 1, [], "sha256"]:
+        document = self.snapshot = json.loads(data)
+        for said in (self.marker, document):
+            if compact([said["format"], said["layout"], said["requires"]["read"]]) != b'["mlflow-bundle",1,[]]':
                 raise ValueError("another format, or one that needs a newer reader")
-        time = f"{datetime.datetime.fromtimestamp(self.snapshot['created_at'] / 1000, datetime.UTC):%Y%m%dT%H%M%S.%f}"
-        if time[:19] + "Z" != SNAPSHOT.fullmatch(self.path)[1] or self.snapshot["bundle_id"] != self.marker["bundle_id"]:
-            self.problem(self.path, "has another time than its name, or belongs to another bundle")
-        if compact(self.snapshot) != data or (self.snapshot["state"] == "partial") != bool(self.snapshot["problems"]):
-            self.problem(self.path, "is not canonical, or its state does not fit its problems")
+        time = f"{datetime.datetime.fromtimestamp(document['created_at'] / 1000, datetime.UTC):%Y%m%dT%H%M%S.%f}"
+        named = (time[:19] + "Z", self.marker["bundle_id"]) == (SNAPSHOT.fullmatch(self.path)[1], document["bundle_id"])
+        if not named or compact(document) != data or (document["state"] == "partial") != bool(document["problems"]):
+            self.problem(self.path, "has another time or bundle than its name, is not canonical, or hides its problems")
 
     def read(self, name, start=0, length=-1):
         with self.place.joinpath(name).open("rb") as file:
@@ -179,7 +158,7 @@ class Check:
     def guarded(self, ref, use):
         try:
             use(self.read(ref["path"]) if ref["path"] in self.names else None)
-        except ERRORS as error:
+        except Exception as error:  # damaged input may raise anything
             self.problem(ref["path"], str(error) or type(error).__name__)
 
     def run(self, folder):
@@ -193,7 +172,7 @@ class Check:
             for ref in (ref for ref in self.listed.values() if ref["role"] == role):
                 self.guarded(ref, lambda data, ref=ref, take=take: take(ref, data))
         self.check_roots()
-        for known in sorted({(row[2], row[1]) for listing in self.files.values() for row in listing if row[2]}):
+        for known in sorted({(row[2], row[1]) for *_, listing in self.owned["files/1"].values() for row in listing if row[2]}):
             self.guarded({"path": known[0]}, lambda _, known=known: sum(map(len, self.content(*known))))
         if folder:
             self.extract(folder)
@@ -217,15 +196,13 @@ class Check:
             record = json.loads(line)
             if record["kind"] != kind or compact(record) != line:
                 raise ValueError(f"has a line that is not a canonical record of kind {kind}")
-            place, locations = (place_of(kind, record), KINDS[kind][3].split(",")) if kind in KINDS else (None, ())
+            place, locations = (place_of(kind, record), KINDS[kind]["locations"]) if kind in KINDS else (None, ())
             found.append((place, sha(line), sha(compact({k: v for k, v in record.items() if k not in locations}))))
         known = self.records.setdefault(kind, [])
-        places = [place for place, *_ in known[-1:] + found if place]
+        places, ends = [place for place, *_ in known[-1:] + found if place], [found[0][0], found[-1][0]]
         known += found
-        if any(after <= before for before, after in pairwise(places)):
-            self.problem(ref["path"], f"has a {kind} out of order, or twice")
-        if places and [found[0][0], found[-1][0]] != [ref["first"], ref["last"]]:
-            self.problem(ref["path"], "has other order keys than the snapshot says")
+        if any(after <= before for before, after in pairwise(places)) or (places and ends != [ref["first"], ref["last"]]):
+            self.problem(ref["path"], f"has a {kind} out of order or twice, or other order keys than the snapshot says")
         self.agree(ref, len(lines), "sha256:" + sha(b"".join(line + b"\n" for line in lines)))
 
     def take_rows(self, ref, data):
@@ -234,8 +211,7 @@ class Check:
         owners, known = [owner for owner, *_ in found], self.owned[schema]
         if len(set(owners)) != len(owners) or known.keys() & set(owners):
             self.problem(ref["path"], "has rows of one owner in two places")
-        known.update((owner, (rows, digest)) for owner, rows, digest, _ in found)
-        self.files.update((owner, listing) for owner, *_, listing in found if listing)
+        known.update((owner, rest) for owner, *rest in found)
         self.agree(ref, sum(rows for _, rows, *_ in found), "sha256:" + sha("".join(row[2] for row in found).encode()))
 
     def take_index(self, ref, data):  # 5.3
@@ -245,17 +221,15 @@ class Check:
         self.agree(ref, len(rows), None)
 
     def digests(self, kind, name):  # of each table of an entity
-        return [
-            self.owned[table].get((kind, name), (0, sha(NOTHING.get(table, b""))))[1]
-            for table in KINDS[kind][2].split(",")
-            if table in COUNTED
-        ]
+        return [self.owned[t].get((kind, name), (0, sha(NOTHING.get(t, b""))))[1] for t in KINDS[kind]["tables"]]
 
     def check_roots(self):  # 8.5
         said, kinds = self.snapshot["counts"], {}
-        counts = {name: sum(rows for rows, _ in self.owned[table].values()) for table, name in COUNTED.items()}
-        counts["file_bytes"] = sum(row[1] for listing in self.files.values() for row in listing if row[3] == "ok")
+        counts = {name: sum(rows for rows, *_ in self.owned[table].values()) for table, name in COUNTED.items()}
         counts |= {kind: len(self.records.get(kind, [])) for kind in KINDS}
+        counts["file_bytes"] = sum(
+            row[1] for *_, listing in self.owned["files/1"].values() for row in listing if row[3] == "ok"
+        )
         self.counts = {name: count for name, count in counts.items() if count or name in said}
         for kind, records in sorted(self.records.items()):
             root = self.snapshot["logical"]["kinds"].get(kind, {}).get("root", "")  # of a kind that nobody knows, as it is said
@@ -263,12 +237,11 @@ class Check:
                 parts = [[logical, *self.digests(kind, place[1])] for place, _, logical in records]
                 root = "sha256:" + merkle([leaf(kind, *map(bytes.fromhex, digests)) for digests in parts]).hex()
             kinds[kind] = {"root": root, "rows": len(records)}
-        over = [leaf("root", kind.encode(), b"\0", bytes.fromhex(value["root"][7:])) for kind, value in kinds.items()]
-        self.root = "sha256:" + merkle(over).hex()
-        if self.snapshot["logical"] != {"kinds": kinds, "root": self.root}:
-            self.problem("logical", f"the logical root is {self.root}, and the snapshot says something else")
-        if any(said.get(name, 0) != count for name, count in counts.items()):
-            self.problem("counts", f"are {self.counts}, and the snapshot says something else")
+        above = [leaf("root", kind.encode(), b"\0", bytes.fromhex(value["root"][7:])) for kind, value in kinds.items()]
+        self.root = "sha256:" + merkle(above).hex()
+        logical = self.snapshot["logical"] == {"kinds": kinds, "root": self.root}
+        if not logical or any(said.get(name, 0) != count for name, count in counts.items()):
+            self.problem(self.path, f"has another logical root than {self.root}, or other counts than {self.counts}")
         known = {(kind, place[1]) for kind, records in self.records.items() for place, *_ in records if place}
         if strangers := {owner for owners in self.owned.values() for owner in owners if owner[0] in KINDS} - known:
             self.problem("tables", f"have rows of unknown owners: {sorted(strangers)}")
@@ -285,11 +258,10 @@ class Check:
 
     def content(self, digest, size):  # 5.3: the bytes of a content, extent by extent
         extents, hasher = self.index.get(digest, {}), hashlib.sha256()
-        if sorted(extents) != list(range(max(len(extents), 1))) or sum(extent[-1] for extent in extents.values()) != size:
-            raise ValueError("the index does not have this content, or not all its parts")
+        known = all(extent[0] in self.listed and extent[3] in ("raw", "deflate") for extent in extents.values())
+        if not known or sorted(extents) != [*range(max(len(extents), 1))] or sum(part[-1] for part in extents.values()) != size:
+            raise ValueError("the index does not have this content, not all its parts, or parts in objects that are not there")
         for _, (path, offset, length, codec, raw_length) in sorted(extents.items()):
-            if path not in self.listed or codec not in ("raw", "deflate"):
-                raise ValueError(f"has an extent in {path} ({codec}), which is not there")
             stored = self.read(path, offset, length)
             data = zlib.decompressobj(-15).decompress(stored, raw_length + 1) if codec == "deflate" else stored
             hasher.update(data if len(data) == raw_length else b"wrong")
@@ -299,7 +271,8 @@ class Check:
 
     def extract(self, folder):  # 10.2
         taken, above = set(), set()
-        for full, row in sorted(("/".join((*owner, row[0])), row) for owner, listing in self.files.items() for row in listing):
+        named = (("/".join((*owner, row[0])), row) for owner, (*_, rows) in self.owned["files/1"].items() for row in rows)
+        for full, row in sorted(named):
             folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", full).casefold())
             parents = {folded[:place] for place, letter in enumerate(folded) if letter == "/"}
             if any(map(UNSAFE.fullmatch, full.split("/"))) or folded in taken | above or parents & taken:
@@ -312,14 +285,10 @@ class Check:
                     self.guarded({"path": full}, lambda _, r=row, file=file: file.writelines(self.content(r[2], r[1])))
 
 
-def main(arguments=None):
-    parser = argparse.ArgumentParser(usage="reader.py BUNDLE [--extract DIR]")
-    parser.add_argument("bundle")
-    parser.add_argument("--extract")
+def main(bundle, option="--extract", folder=None):
     try:
-        check = Check((options := parser.parse_args(arguments)).bundle)
-        check.run(options.extract)
-    except ERRORS as error:
+        (check := Check(bundle)).run(folder if option == "--extract" else sys.exit(f"{option}: no such option"))
+    except Exception as error:  # damaged input may raise anything
         print(json.dumps({"error": f"{type(error).__name__}: {error}"}))
         return 1
     found = {"snapshot": check.path, "counts": check.counts, "logical_root": check.root, "problems": check.problems}
@@ -328,4 +297,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]) if len(sys.argv) in (2, 4) else "usage: reader.py BUNDLE [--extract DIR]")

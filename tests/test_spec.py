@@ -159,6 +159,26 @@ def test_the_text_has_the_table_of_kinds() -> None:
             assert set(re.findall(r"`(\w+)`", found[1])) == set(kind.type.__struct_fields__), kind.name
 
 
+def test_the_table_of_kinds_for_programs_is_that_of_the_text() -> None:
+    """``v1/kinds.json`` says the same of time, id, tables and locations as 4.1, in the same order."""
+    section = TEXT[TEXT.index("| kind | rank | time |") :].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in section.splitlines()[2:]]
+    told = {row[0].strip("`"): row[2:] for row in rows}
+    said = json.loads((SPEC / "v1" / "kinds.json").read_text(encoding="utf-8"))
+    assert list(said) == list(told)
+    for kind, (time, name, *lists) in told.items():
+        first = "versions." if time.endswith("of the first version") else ""
+        wanted = {
+            "time": None if time == "none" else first + time.partition("` ")[0].strip("`"),
+            "id": name.strip("`").replace("[", "").replace("]", "").split("/"),
+            **{
+                key: [part.strip("` ") for part in text.split(",") if part]
+                for key, text in zip(("tables", "locations"), lists, strict=True)
+            },
+        }
+        assert said[kind] == wanted, kind
+
+
 @pytest.mark.parametrize("name", sorted(TABLES))
 def test_the_text_describes_every_column(name: str) -> None:
     """Each column stands in the table below its schema's name, as optional just where it may be null."""
