@@ -9,15 +9,15 @@ from __future__ import annotations
 import re
 import threading
 import urllib.parse
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import adbc_driver_manager
-import adbc_driver_postgresql.dbapi
-import adbc_driver_sqlite.dbapi
+import adbc_driver_postgresql
+import adbc_driver_sqlite
 import pyarrow as pa
 
 from mlflow_bundle._redact import redact_uri
@@ -30,14 +30,18 @@ from mlflow_bundle.errors import (
     UnsupportedError,
     UsageError,
 )
+from mlflow_bundle.tracking.database._adbc import Answer, Session
 
-__all__ = ["Column", "Connection", "DatabaseUri", "columns_of", "literal", "literals", "parse_uri", "revision_of"]
+__all__ = ["Column", "Connection", "DatabaseUri", "columns_of", "literal", "literals", "parse_uri", "revision_of", "slices"]
+
+T = TypeVar("T")
 
 #: How long a locked SQLite database is waited for, in milliseconds.
 BUSY_MILLISECONDS: Final = 10_000
 #: Rows of one batch of the SQLite driver. It guesses types from the first batch, so bounded answers should fit into one.
 _BATCH_ROWS: Final = 1 << 20
 
+_WITHOUT_COPY: Final = {"adbc.postgresql.use_copy": "false"}
 _SUPPORTED: Final = "sqlite:///<file> and postgresql://<user>:<password>@<host>/<database>"
 _SCHEME: Final = re.compile(r"(?P<dialect>[A-Za-z0-9]+)(?:\+(?P<driver>[A-Za-z0-9_]+))?://")
 #: What the drivers raise: the last one comes from a reader of batches.
@@ -113,6 +117,12 @@ def literals(texts: Iterable[str]) -> str:
     return "(" + ", ".join(map(literal, texts)) + ")"
 
 
+def slices(items: Sequence[T], size: int) -> Iterator[list[T]]:
+    """The items in parts of at most ``size``, one for each statement with an ``IN``."""
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])
+
+
 class Connection:
     """One connection that many threads may use: a lock lets them in one at a time.
 
@@ -130,23 +140,22 @@ class Connection:
         self.uri = uri
         self._lock = threading.RLock()
         self._cursors = 0
-        self._streams: list[Any] = []
+        self._streams: list[Answer] = []
         self._frozen: tuple[int, int] | None = None
         self._read_only = read_only
         with self._errors():
-            self._connection: Any = self._open_sqlite() if uri.is_sqlite else self._open_postgresql()
+            self._session = self._open_sqlite() if uri.is_sqlite else self._open_postgresql()
 
-    def _open_postgresql(self) -> Any:
-        connection = adbc_driver_postgresql.dbapi.connect(self.uri.libpq)
-        with connection.cursor() as cursor:
-            if self._read_only:
-                cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            cursor.execute("SET standard_conforming_strings = on")
+    def _open_postgresql(self) -> Session:
+        session = Session(adbc_driver_postgresql.connect(self.uri.libpq))
+        if self._read_only:
+            session.table("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        session.table("SET standard_conforming_strings = on")
         if not self._read_only:
-            connection.commit()
-        return connection
+            session.commit()
+        return session
 
-    def _open_sqlite(self) -> Any:
+    def _open_sqlite(self) -> Session:
         path = self.uri.path
         assert path is not None
         if not path.is_file():
@@ -157,7 +166,7 @@ class Connection:
         if not self._read_only:
             return _connect_sqlite(f"file:{name}?mode=rw")
         try:
-            connection = _connect_sqlite(f"file:{name}?mode=ro")
+            session = _connect_sqlite(f"file:{name}?mode=ro")
         except adbc_driver_manager.Error:
             # A database in WAL mode needs helper files beside it. Where they cannot be made and nobody has it open, it is read
             # as it lies, and a change while reading is an error.
@@ -165,11 +174,15 @@ class Connection:
                 raise
             self._frozen = _stamp(path)
             return _connect_sqlite(f"file:{name}?mode=ro&immutable=1")
-        if _journal_mode(connection) != "wal":
+        if session.table("PRAGMA journal_mode").column(0).to_pylist() != ["wal"]:
             # The lock of a reader keeps every writer from changing the file, unless locks do not work: on some network file
             # systems, and against another copy of the SQLite library in this very process.
             self._frozen = _stamp(path)
-        return connection
+        return session
+
+    def bytewise(self, text: str) -> str:
+        """A text in SQL, compared by its UTF-8 bytes."""
+        return text if self.uri.is_sqlite else f'{text} COLLATE "C"'
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -203,10 +216,8 @@ class Connection:
 
     def fetch(self, sql: str, schema: pa.Schema) -> pa.Table:
         """The whole answer of a query whose size is bounded, with exactly this schema."""
-        with self._errors(), self._connection.cursor() as cursor:
-            self._prepare(cursor, _BATCH_ROWS)
-            cursor.execute(sql)
-            table = cursor.fetch_arrow_table()
+        with self._errors():
+            table = self._session.table(sql, **self._batches_of(_BATCH_ROWS))
             self._check_frozen()
         return self._conform(table, schema)
 
@@ -219,10 +230,8 @@ class Connection:
         name = f"mlflow_bundle_{self._cursors}"
         self.run(f"DECLARE {name} NO SCROLL CURSOR FOR {sql}")
         while True:
-            with self._errors(), self._connection.cursor() as cursor:
-                cursor.adbc_statement.set_options(**{"adbc.postgresql.use_copy": "false"})
-                cursor.execute(f"FETCH FORWARD {rows} FROM {name}")
-                table = cursor.fetch_arrow_table()
+            with self._errors():
+                table = self._session.table(f"FETCH FORWARD {rows} FROM {name}", **_WITHOUT_COPY)
             if table.num_rows == 0:
                 break
             yield self._conform(table, schema)
@@ -231,16 +240,12 @@ class Connection:
 
     def _stream_sqlite(self, sql: str, schema: pa.Schema, rows: int) -> Iterator[pa.Table]:
         with self._errors():
-            cursor = self._connection.cursor()
-            self._streams.append(cursor)
+            answer = self._session.query(sql, **self._batches_of(rows))
+            self._streams.append(answer)
         try:
-            with self._errors():
-                self._prepare(cursor, rows)
-                cursor.execute(sql)
-                reader = cursor.fetch_record_batch()
             while True:
                 with self._errors():
-                    batch = next(reader, None)
+                    batch = next(answer.reader, None)
                     self._check_frozen()
                 if batch is None:
                     break
@@ -248,12 +253,11 @@ class Connection:
                     yield self._conform(pa.Table.from_batches([batch]), schema)
         finally:
             with self._lock:
-                cursor.close()
-                self._streams.remove(cursor)
+                answer.close()
+                self._streams.remove(answer)
 
-    def _prepare(self, cursor: Any, rows: int) -> None:
-        if self.uri.is_sqlite:
-            cursor.adbc_statement.set_options(**{"adbc.sqlite.query.batch_rows": rows})
+    def _batches_of(self, rows: int) -> dict[str, Any]:
+        return {adbc_driver_sqlite.StatementOptions.BATCH_ROWS.value: rows} if self.uri.is_sqlite else {}
 
     def _check_frozen(self) -> None:
         path = self.uri.path
@@ -276,71 +280,57 @@ class Connection:
 
     def set_pragmas(self, *pragmas: str) -> None:
         """Set pragmas of SQLite that cannot be set inside a transaction; the open one is committed."""
-        with self._errors():
-            self._connection.commit()
-            inner = self._connection.adbc_connection
-            inner.set_autocommit(True)
+        with self._errors(), self._session.outside():
             for pragma in pragmas:
-                with self._connection.cursor() as cursor:
-                    cursor.execute(f"PRAGMA {pragma}")
-                    cursor.fetchall()
-            inner.set_autocommit(False)
+                self._session.table(f"PRAGMA {pragma}")
 
     def run(self, sql: str) -> None:
         """Execute a statement that has no answer."""
-        with self._errors(), self._connection.cursor() as cursor:
-            cursor.execute(sql)
+        with self._errors():
+            self._session.table(sql)
 
     def append(self, name: str, table: pa.Table) -> None:
         """Add rows to a table of the database, column by name."""
-        with self._errors(), self._connection.cursor() as cursor:
-            cursor.adbc_ingest(name, table, mode="append")
+        with self._errors():
+            self._session.append(name, table)
 
     def stage(self, name: str, table: pa.Table) -> None:
         """Add rows to a temporary table of this connection, made where it does not exist yet."""
-        with self._errors(), self._connection.cursor() as cursor:
-            cursor.adbc_ingest(name, table, mode="create_append", temporary=True)
+        with self._errors():
+            self._session.stage(name, table)
 
     def commit(self) -> None:
         with self._errors():
-            self._connection.commit()
+            self._session.commit()
 
     def rollback(self) -> None:
         with self._errors():
-            self._connection.rollback()
+            self._session.rollback()
 
     def close(self) -> None:
         """End the transaction and the connection. Closing twice is harmless."""
         with self._errors():
-            for cursor in self._streams:
-                cursor.close()
-            self._connection.close()
+            for answer in self._streams:
+                answer.close()
+            self._session.close()
 
 
-def _connect_sqlite(name: str) -> Any:
-    connection = adbc_driver_sqlite.dbapi.connect(name)
+def _connect_sqlite(name: str) -> Session:
+    session = Session(adbc_driver_sqlite.connect(name))
     try:
-        with connection.cursor() as cursor:
-            cursor.execute(f"PRAGMA busy_timeout = {BUSY_MILLISECONDS}")
-            # The first look into the database is what fixes the snapshot of a transaction.
-            cursor.execute("SELECT count(*) FROM sqlite_master")
-            cursor.fetchall()
+        session.table(f"PRAGMA busy_timeout = {BUSY_MILLISECONDS}")
+        # The first look into the database is what fixes the snapshot of a transaction.
+        session.table("SELECT count(*) FROM sqlite_master")
     except adbc_driver_manager.Error:
-        connection.close()
+        session.close()
         raise
-    return connection
+    return session
 
 
 def _at_rest(path: Path) -> bool:
     """Whether no program has the database in WAL mode open: the last one to close it removes the log."""
     wal = path.with_name(path.name + "-wal")
     return not wal.exists() or wal.stat().st_size == 0
-
-
-def _journal_mode(connection: Any) -> str:
-    with connection.cursor() as cursor:
-        cursor.execute("PRAGMA journal_mode")
-        return str(cursor.fetchone()[0])
 
 
 def _in_wal_mode(path: Path) -> bool:
