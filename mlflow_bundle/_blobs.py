@@ -18,7 +18,7 @@ from mlflow_bundle._digests import hex_of
 from mlflow_bundle._index import INDEX_SPEC, Digests, Extent, PackBuilder, digest_column, read_index
 from mlflow_bundle._limits import KIB, MIB, Limits, Targets
 from mlflow_bundle._storage import Staged, Storage
-from mlflow_bundle._storage._backend import RangeFile
+from mlflow_bundle._storage._ranges import RangeFile
 from mlflow_bundle.errors import CorruptError, LimitError, NotFoundError
 from mlflow_bundle.records import ObjectRef
 

@@ -19,30 +19,17 @@ from mlflow_bundle._html import card
 from mlflow_bundle._limits import DEFAULT_LIMITS, Limits
 from mlflow_bundle._manifest import Committed, find_snapshot, objects_of, read_marker, snapshots
 from mlflow_bundle._query import _connect
-from mlflow_bundle._reader import FILES, Reader, owner_kind
+from mlflow_bundle._reader import FILES, RUN_COLUMNS, Reader, owner_kind
 from mlflow_bundle._record_tables import record_table, unnested
 from mlflow_bundle._storage import Storage, open_storage
 from mlflow_bundle._text import age_text, bytes_text, counts_text, plural, time_text
 from mlflow_bundle._verify._levels import Report, unreadable_report, verify_snapshot, verify_storage
-from mlflow_bundle._views import RUNS_VIEW, unfolded, wide_runs
+from mlflow_bundle._views import unfolded, wide_runs
 from mlflow_bundle.errors import CorruptError, LimitError, NotFoundError, UsageError
 from mlflow_bundle.records import KINDS, ObjectRef, Record, Run, Snapshot
 
 __all__ = ["Bundle", "open_bundle", "verify"]
 
-#: Columns of the view that say where things lie; callers have no use for them.
-_PLUMBING: Final = (
-    "record_object",
-    "frame_offset",
-    "frame_length",
-    "record_digest",
-    "metric_digest",
-    "metric_object",
-    "metric_start",
-    "file_digest",
-    "file_object",
-    "file_start",
-)
 _OF_EXPERIMENT: Final = ("experiment_id", "experiment_name")
 _FILE_COLUMNS: Final = ("owner_id", "path", "size", "sha256", "state")
 
@@ -260,15 +247,15 @@ class Bundle:
 
     def params(self) -> pa.Table:
         """One row a param: ``run_id, key, value``."""
-        return unfolded(self._reader.view("run"), "params")
+        return unfolded(self._reader.runs(), "params")
 
     def tags(self) -> pa.Table:
         """One row a tag of a run: ``run_id, key, value``."""
-        return unfolded(self._reader.view("run"), "tags")
+        return unfolded(self._reader.runs(), "tags")
 
     def latest_metrics(self) -> pa.Table:
         """One row a series: ``run_id, key`` and its latest ``value``, ``timestamp`` and ``step`` by MLflow's rule."""
-        table = unfolded(self._reader.view("run"), "latest_metrics")
+        table = unfolded(self._reader.runs(), "latest_metrics")
         value, timestamp, step = table.column("value").combine_chunks().flatten()
         return pa.table({"run_id": table["run_id"], "key": table["key"], "value": value, "timestamp": timestamp, "step": step})
 
@@ -437,22 +424,19 @@ def _chosen_runs(
     reader: Reader, experiment: str | None, where: pc.Expression | None, columns: Sequence[str] | None, *, wide: bool
 ) -> pa.Table:
     """Rows and columns of the view of the runs."""
-    shown = [name for name in RUNS_VIEW.schema.names if name not in _PLUMBING]
-    if unknown := [name for name in columns or () if name not in shown]:
-        raise UsageError(f"runs have no column {unknown[0]!r}", hint=f"one of {', '.join(shown)}")
+    if unknown := [name for name in columns or () if name not in RUN_COLUMNS]:
+        raise UsageError(f"runs have no column {unknown[0]!r}", hint=f"one of {', '.join(RUN_COLUMNS)}")
     # What an expression needs, nobody can ask it.
     needed = None if columns is None or where is not None else [*columns, *(_OF_EXPERIMENT if experiment is not None else ())]
-    view = reader.view_columns("run", list(dict.fromkeys(needed))) if needed else reader.view("run")
+    view = reader.view_columns("run", list(dict.fromkeys(needed))) if needed else reader.runs()
     if experiment is not None:
         own = [pc.equal(view.column(name), experiment) for name in _OF_EXPERIMENT]
         view = view.filter(pc.or_kleene(*own))
-    if not wide:
-        view = view.select([name for name in view.column_names if name not in _PLUMBING])
     try:
         view = view if where is None else view.filter(where)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, TypeError) as error:
         raise UsageError(
-            f"where cannot be used: {str(error).splitlines()[0]}", hint=f"columns are {', '.join(shown)}"
+            f"where cannot be used: {str(error).splitlines()[0]}", hint=f"columns are {', '.join(RUN_COLUMNS)}"
         ) from error
     return wide_runs(view) if wide else view if columns is None else view.select(list(columns))
 

@@ -175,7 +175,6 @@ class LinesWriter:
         self.frames: list[Frame] = []
         self.frame_rows: list[int] = []
         self.rows = 0
-        self.raw_size = 0
 
     @property
     def content(self) -> str:
@@ -186,7 +185,6 @@ class LinesWriter:
         """Append one line, given without its line feed."""
         self._lines.append(line)
         self._pending += len(line) + 1
-        self.raw_size += len(line) + 1
         self.rows += 1
         if self._pending >= self._frame_bytes:
             self._flush()

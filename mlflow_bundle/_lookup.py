@@ -24,6 +24,8 @@ _KEY: Final = b"mlflow_bundle.ids"
 _DIGEST: Final = 3
 #: A view of fewer rows is read as quickly as its footer.
 _LEAST_ROWS: Final = 4_096
+#: What the last columns of a view take for each row, mostly.
+_PLACE_BYTES: Final = 2
 #: What a footer takes besides the digests, for each row group and at all.
 _GROUP_BYTES, _GROUP_ROWS, _OTHER_BYTES = 8_192, 131_072, 32_768
 
@@ -40,9 +42,9 @@ def _digest(identity: str) -> bytes:
 
 
 def tail_of(ref: ObjectRef) -> int:
-    """How many bytes at the end of a view its footer takes at most, mostly."""
-    digests = ref.rows * 4 if ref.rows >= _LEAST_ROWS else 0
-    return digests + (ref.rows // _GROUP_ROWS + 1) * _GROUP_BYTES + _OTHER_BYTES
+    """How many bytes at the end of a view its footer takes, mostly, with the columns before it that say where rows lie."""
+    notes = ref.rows * (4 + _PLACE_BYTES) if ref.rows >= _LEAST_ROWS else 0
+    return notes + (ref.rows // _GROUP_ROWS + 1) * _GROUP_BYTES + _OTHER_BYTES
 
 
 class Lookup:

@@ -35,10 +35,12 @@ class FileRow(msgspec.Struct, frozen=True):
     stamp: str | None = None
 
 
-def _holds(texts: pa.StringArray, wanted: bytes) -> bool:
-    """Whether the bytes are in one of the texts, or at the border of two."""
-    data = texts.buffers()[2]
-    return data is not None and wanted in data.to_pybytes()
+def _may_hold_uris(texts: pa.StringArray) -> bool:
+    """Whether ``://`` is in one of the texts, or at the border of two."""
+    data = np.frombuffer(texts.buffers()[2] or b"", np.uint8)
+    slashes = np.flatnonzero(data == ord("/"))
+    pairs = slashes[:-1][np.diff(slashes) == 1]
+    return bool(np.any(data[pairs - 1] == ord(":")))
 
 
 def numbered(table: pa.Table, first: int) -> pa.Table:
@@ -78,10 +80,9 @@ class OwnedRows:
             raise ValueError(f"rows of {self._spec.name} of owners {owner[0]} to {owner[-1]} come out of order")
         table = self._without_secrets(table)
         self._digester.add(table)
-        rows = self._with_ids(table)
-        written = 0
+        rows, written = self._with_ids(table), 0
         for number, start, _ in segments(owner):
-            if self._end(number, rows.slice(written, start - written)):
+            if self._end(number, rows, written, start):
                 written = start
         self.table.append(rows.slice(written))
 
@@ -91,7 +92,7 @@ class OwnedRows:
         if name is None:
             return table
         column = table.column(name)
-        if not any(_holds(chunk, b"://") for chunk in column.chunks):
+        if not any(_may_hold_uris(chunk) for chunk in column.chunks):
             return table
         suspects = np.asarray(pc.match_substring(column, "://"))
         texts, changes = [], []
@@ -123,15 +124,16 @@ class OwnedRows:
         }
         return pa.table({name: columns[name] if name in columns else table.column(name) for name in self._spec.schema.names})
 
-    def _end(self, until: int, rows: pa.Table) -> bool:
-        """End the owners below ``until``. When that ends an object, ``rows`` are appended to it first; then True."""
+    def _end(self, until: int, rows: pa.Table, start: int = 0, end: int = 0) -> bool:
+        """End the owners below ``until``. When that ends an object, the rows from ``start`` to ``end`` come into it first; then
+        True."""
         appended = False
         while self._next < until:
             count, digest = self._digester.finished.pop(self._next, (0, self._nothing))
             size = self._digester.sizes.pop(self._next, 0) if isinstance(self._digester, RowDigester) else count
             cut = self.table.will_cut(self._ids[self._next], size)
             if cut:
-                self.table.append(rows)
+                self.table.append(rows.slice(start, end - start))
                 appended = True
             self.table.end_owner(count, digest, cut=cut)
             self._next += 1
@@ -152,7 +154,7 @@ class OwnedRows:
     def close(self) -> None:
         """All rows of all owners were added."""
         self.end(len(self._ids))
-        self.table.close()
+        self.table.end()
 
 
 class OwnedFiles:
@@ -213,4 +215,4 @@ class OwnedFiles:
         """All files of all owners were added."""
         self.end(len(self._ids))
         self._append()
-        self.table.close()
+        self.table.end()

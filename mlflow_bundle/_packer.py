@@ -99,9 +99,9 @@ class Packer:
                 cutter = self.series_cutter if table == _METRICS else Cutter(targets.rows_bytes)
                 self._rows[table] = OwnedRows(self._storage, TABLES[table], cutter, records.ids, records.experiments)
 
-    def add(self, record: Record) -> None:
-        """Take the next record of its kind. Credentials in its URIs are taken out here."""
-        kept, redacted = self._records[str(record.__struct_config__.tag)].add(record)
+    def add(self, record: Record, line: bytes | None = None) -> None:
+        """Take the next record of its kind, with its line where there is one. Credentials in its URIs are taken out here."""
+        kept, redacted = self._records[str(record.__struct_config__.tag)].add(record, line)
         self.redacted += redacted
         if isinstance(kept, Experiment):
             self._experiment_names[kept.experiment_id] = kept.name
@@ -176,15 +176,15 @@ class Packer:
         """Write what is left, then the snapshot document. ``created_at`` is in milliseconds."""
         for owned in self._owned:
             owned.close()
-        objects = self._content_objects()
-        for table in (owned.table for owned in self._owned):
-            objects += table.refs
-            self.new_objects += table.new_objects
-            self.new_bytes += table.new_bytes
+        content = self._content_objects()
         trees = {kind: MerkleTree() for kind in KINDS}
-        for kind, records in self._records.items():
-            for shard in records.write(self._storage, self._targets, self._limits):
-                objects += self._take(shard, KINDS[kind], trees[kind])
+        records = [
+            ref
+            for kind, shards in self._records.items()
+            for shard in shards.write(self._storage, self._targets, self._limits)
+            for ref in self._take(shard, KINDS[kind], trees[kind])
+        ]
+        objects = [*content, *self._table_objects(), *records]
         self.redacted += sum(rows.redacted for rows in self._rows.values())
         self.shared_objects = len(objects) - self.new_objects
         snapshot = Snapshot(
@@ -239,6 +239,14 @@ class Packer:
         self.new_bytes += self.blobs.new_bytes
         return settled.refs
 
+    def _table_objects(self) -> list[ObjectRef]:
+        """The objects of all tables, which were checked while the records were written."""
+        for table in (owned.table for owned in self._owned):
+            table.close()
+            self.new_objects += table.new_objects
+            self.new_bytes += table.new_bytes
+        return [ref for owned in self._owned for ref in owned.table.refs]
+
     def _count(self, written: Iterable[tuple[ObjectRef, bool]]) -> None:
         for ref, new in written:
             self.new_objects += new
@@ -257,6 +265,8 @@ class Packer:
 
     def _write_view(self, shard: Shard, kind: Kind) -> ObjectRef:
         """The view of a records object whose records own tables."""
+        for table in kind.tables:
+            self._table(kind, table).close()
         spec, part = (RUNS_VIEW, self._runs_part) if kind.name == "run" else (ENTITY_VIEW, self._entities_part)
         with self._storage.stage() as staged:
             ids = self._records[kind.name].ids[shard.first : shard.first + len(shard.lines)]

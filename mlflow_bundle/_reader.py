@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import groupby
 from typing import Any, Final, NamedTuple
 
@@ -15,18 +15,18 @@ import zstandard
 from mlflow_bundle import _layout
 from mlflow_bundle._codec import decode_frame, decode_record, line_kind, read_lines
 from mlflow_bundle._digests import hex_of
-from mlflow_bundle._limits import Limits
+from mlflow_bundle._limits import KIB, MIB, Limits
 from mlflow_bundle._lookup import Lookup, tail_of
 from mlflow_bundle._manifest import Committed, objects_of, read_verified
 from mlflow_bundle._owners import numbered_rows
 from mlflow_bundle._row_groups import CheckedTable, row_groups
-from mlflow_bundle._storage import TAIL, SparseFile, Storage
+from mlflow_bundle._storage import TAIL, Pieces, SparseFile, Storage
 from mlflow_bundle._table_specs import TABLES, TableSpec
 from mlflow_bundle._views import ENTITY_VIEW, RUNS_VIEW
 from mlflow_bundle.errors import CorruptError, NotFoundError
 from mlflow_bundle.records import KINDS, ObjectRef, Record, record_id
 
-__all__ = ["FILES", "Place", "Reader", "owner_kind"]
+__all__ = ["FILES", "RUN_COLUMNS", "Place", "Reader", "owner_kind"]
 
 FILES: Final = "files/1"
 #: The columns of an entity view that say where the record and the rows lie.
@@ -46,6 +46,12 @@ _PLACES: Final = [
 ]
 #: The columns of the view of runs without the digests of rows, which only comparisons need.
 _OF_RUNS: Final = [name for name in RUNS_VIEW.schema.names if name not in ("metric_digest", "file_digest")]
+#: The columns of the view of runs that are about the runs themselves.
+RUN_COLUMNS: Final = [
+    name
+    for name in RUNS_VIEW.schema.names
+    if not name.startswith("frame_") and not name.endswith(("_object", "_digest", "_start"))
+]
 _OWNER_KINDS: Final = {table: kind.name for kind in KINDS.values() for table in kind.tables if table != FILES}
 
 
@@ -70,12 +76,14 @@ class Reader:
         self._committed = committed
         self.limits = limits
         self._views: dict[str, pa.Table] = {}
+        self._runs: pa.Table | None = None
         self._rows_by_id: dict[str, Mapping[str, int]] = {}
         #: The row group that was read last: object, number, rows.
         self._kept: tuple[str, int, pa.Table] | None = None
         self._lookups: dict[str, Lookup] = {}
         #: Table objects of which only pieces were read.
         self._opened: dict[str, CheckedTable] = {}
+        self._read_pieces = Pieces(storage.read_range, least=16 * KIB, limit=4 * MIB)
 
     @cached_property
     def objects(self) -> list[ObjectRef]:
@@ -140,6 +148,15 @@ class Reader:
             self._views[kind] = pa.concat_tables(parts).unify_dictionaries().combine_chunks()
         return self._views[kind]
 
+    def runs(self) -> pa.Table:
+        """The view of the runs without the columns that say where things lie, which take as long to read as the others."""
+        if "run" in self._views:
+            return self._views["run"].select(RUN_COLUMNS)
+        if self._runs is None:
+            parts = [self.table(ref, RUNS_VIEW, RUN_COLUMNS) for ref in self.refs(_layout.VIEWS, "run")]
+            self._runs = pa.concat_tables([_schema(RUNS_VIEW, RUN_COLUMNS).empty_table(), *parts])
+        return self._runs
+
     def view_columns(self, kind: str, columns: Sequence[str]) -> pa.Table:
         """Some columns of the view of a kind, read without the others (and without checking SHA-256) if it was not read yet."""
         if kind in self._views:
@@ -187,7 +204,7 @@ class Reader:
         return pa.concat_tables([schema.empty_table(), *(group.cast(schema) for group in groups)])
 
     def _groups(self, ref: ObjectRef, spec: TableSpec, columns: Sequence[str] | None) -> Iterator[pa.Table]:
-        data = pa.BufferReader(read_verified(self._storage, ref.path, limit=self.limits.table_bytes, size=ref.size))
+        data = read_verified(self._storage, ref.path, limit=self.limits.table_bytes, size=ref.size)
         return row_groups(data, spec, name=ref.path, limits=self.limits, columns=columns)
 
     def whole(self, table: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -273,7 +290,7 @@ class Reader:
         """A table object of which only pieces will be read."""
         if ref.path not in self._opened:
             tail = tail_of(ref) if spec.role == _layout.VIEWS else TAIL
-            file = SparseFile(partial(self._storage.read_range, ref.path), ref.size, tail=tail)
+            file = SparseFile(self._read_pieces, ref.path, ref.size, tail=tail)
             self._opened[ref.path] = CheckedTable(file, spec, name=ref.path, limits=self.limits)
         return self._opened[ref.path]
 

@@ -6,8 +6,9 @@ import sys
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
-from typing import Any
+from itertools import starmap, zip_longest
+from operator import eq
+from typing import Any, NamedTuple
 
 from mlflow_bundle import _layout
 from mlflow_bundle._codec import Frame, LinesWriter, decode_record, encode, large_integer, read_lines
@@ -24,8 +25,7 @@ from mlflow_bundle.records import Kind, ObjectRef, OrderKey, Record, order_key
 __all__ = ["Place", "RecordShards", "Shard"]
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where a record lies: object, zstd frame (offset and length in bytes), and the SHA-256 of its line in hex."""
 
     object: str
@@ -66,18 +66,19 @@ class RecordShards:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def add(self, record: Any) -> tuple[Record, int]:
-        """Take the next record. Returns it as it is kept, and how many credentials were taken out of its URIs.
+    def add(self, record: Any, line: bytes | None = None) -> tuple[Record, int]:
+        """Take the next record, with its line where it was encoded already. Returns it as it is kept, and how many credentials
+        were taken out of its URIs.
 
         Raises:
             LimitError: no archive can hold it: an integer is beyond 2^53 - 1, or its line is longer than readers accept.
         """
         name = self.kind.name
-        line, found = redact_bytes(encode(record))
+        line, found = redact_bytes(encode(record) if line is None else line)
         if found:
             record = decode_record(line, name, name="record")
         key = order_key(record)
-        _check_line(f"{name} {key[1]}", line)
+        _check_line(name, key[1], line)
         if self._last is not None and key <= self._last:
             raise ValueError(f"{name} {key} does not come after {self._last}")
         self._last = key
@@ -112,7 +113,7 @@ class RecordShards:
             path = _layout.object_path(_layout.RECORDS, staged.sha256)
             with staged.reopen() as file:
                 found = read_lines(file.read(), name=path, limits=limits)
-                if any(one != other for one, other in zip_longest(found, lines)):
+                if not all(starmap(eq, zip_longest(found, lines))):
                     raise StorageError(f"{path} does not read back as it was written", code="self-check")
             is_new = storage.put(staged, path)
             ref = ObjectRef(
@@ -135,17 +136,18 @@ class RecordShards:
             self._spool = None
 
 
-def _check_line(entity: str, line: bytes) -> None:
+def _check_line(kind: str, identity: str, line: bytes) -> None:
     """A record that no reader would accept must not be committed."""
     if (number := large_integer(line)) is not None:
         raise LimitError(
-            f"{entity} has the number {number}, which is beyond the integers of the archive format (2^53 - 1)",
+            f"{kind} {identity} has the number {number}, which is beyond the integers of the archive format (2^53 - 1)",
             code="number-too-large",
             hint="times are milliseconds since 1970: correct it at the source, or leave the entity out",
         )
     if len(line) > DEFAULT_LIMITS.line_bytes:
         raise LimitError(
-            f"{entity} has {len(line):,} bytes of attributes, more than an archive holds ({DEFAULT_LIMITS.line_bytes:,})",
+            f"{kind} {identity} has {len(line):,} bytes of attributes, more than an archive holds "
+            f"({DEFAULT_LIMITS.line_bytes:,})",
             code="record-too-large",
             hint="shorten its texts at the source, or leave the entity out",
         )

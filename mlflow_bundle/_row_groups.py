@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mlflow_bundle._limits import Limits
+from mlflow_bundle._limits import MIB, Limits
 from mlflow_bundle._table_specs import TableSpec
 from mlflow_bundle._tables import open_table
 from mlflow_bundle.errors import CorruptError, LimitError
@@ -17,11 +19,15 @@ from mlflow_bundle.errors import CorruptError, LimitError
 __all__ = ["CheckedTable", "checked_table", "row_groups"]
 
 _REPEATED: Final = pa.dictionary(pa.int32(), pa.string())
+#: Columns of bytes in memory that are decoded at once: what a hostile one makes of few bytes is there as often.
+_THREADS: Final = 2
+#: Fewer bytes are decoded before a thread has started.
+_LARGE: Final = MIB
 Result = TypeVar("Result")
 
 
 class CheckedTable:
-    """An open table object of a specification.
+    """An open table object of a specification: a file, or its bytes, whose columns are decoded by two threads.
 
     Raises:
         CorruptError: no Parquet file, another schema, a null where none may be, text that is not UTF-8.
@@ -29,12 +35,14 @@ class CheckedTable:
     """
 
     def __init__(self, file: Any, spec: TableSpec, *, name: str, limits: Limits) -> None:
-        metadata = open_table(file, spec, name=name).metadata
+        files = _readers(file) if isinstance(file, bytes) else [file]
+        metadata = open_table(files[0], spec, name=name).metadata
         self._spec, self._name, self._limits = spec, name, limits
-        self._table = _decoding(name, lambda: _open(file, metadata))
-        groups = range(self._table.num_row_groups)
+        #: As many as there are threads: each is for one of them.
+        self._tables = _decoding(name, lambda: [_open(file, metadata) for file in files])
+        groups = range(metadata.num_row_groups)
         #: How many rows each row group has.
-        self.rows: list[int] = [self._table.metadata.row_group(group).num_rows for group in groups]
+        self.rows: list[int] = [metadata.row_group(group).num_rows for group in groups]
         #: Its key_value_metadata.
         self.notes: Mapping[bytes, bytes] = metadata.metadata or {}
 
@@ -45,12 +53,15 @@ class CheckedTable:
             raise LimitError(f"{self._name} has a row group of {rows:,} rows, more than {limit:,}", code="E094")
         names = list(columns or self._spec.schema.names)
         self._refuse(group, names)
-        found = _decoding(self._name, lambda: self._table.read_row_group(group, columns=names, use_threads=False))
-        return _decoding(self._name, lambda: self._checked(found, names))
+        if len(self._tables) == 1:
+            return _decoding(self._name, lambda: self._decoded(map, group, names))
+        # Threads of Python, which end here: one of Arrow's that lives longer aborts a process that ends.
+        with ThreadPoolExecutor(len(self._tables)) as pool:
+            return _decoding(self._name, lambda: self._decoded(pool.map, group, names))
 
     def _refuse(self, group: int, names: Sequence[str]) -> None:
         """Before anything is decoded: the footer must not announce more bytes than the limit."""
-        described = self._table.metadata.row_group(group)
+        described = self._tables[0].metadata.row_group(group)
         chunks = (described.column(number) for number in range(described.num_columns))
         size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in names)
         self._bound(size)
@@ -60,17 +71,37 @@ class CheckedTable:
         if size > limit:
             raise LimitError(f"{self._name} has a row group of {size:,} bytes, more than {limit:,}", code="E094")
 
-    def _checked(self, found: pa.Table, names: Sequence[str]) -> pa.Table:
-        found.validate(full=True)
-        self._bound(sum(_decoded_size(chunk) for name in names for chunk in found.column(name).chunks))
-        columns = []
-        for field in (self._spec.schema.field(name) for name in names):
-            column = found.column(field.name)
-            inside = pa.types.is_map(field.type) and any(chunk.items.null_count for chunk in column.chunks)
-            if inside or (column.null_count and not field.nullable):
-                raise CorruptError(f"{self._name} has nulls in the column {field.name!r}, where none may be", code="E041")
-            columns.append(column.cast(_REPEATED if field.name in self._spec.dictionary else field.type))
-        return pa.table(columns, names=list(names)).unify_dictionaries().combine_chunks()
+    def _decoded(self, each: Callable[..., Iterator[Any]], group: int, names: Sequence[str]) -> pa.Table:
+        """The columns, decoded with dictionaries, and written out when their size is known. ``each`` is a ``map``."""
+        shares = [names[number :: len(self._tables)] for number in range(len(self._tables))]
+        parts = list(each(partial(_valid, group), self._tables, shares))
+        found = {name: part.column(name) for part, share in zip(parts, shares, strict=True) for name in share}
+        columns = [found[name] for name in names]
+        self._bound(sum(each(_column_size, columns)))
+        return pa.table(list(each(self._checked, names, columns)), names=list(names)).unify_dictionaries().combine_chunks()
+
+    def _checked(self, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+        """A column with the type of its field."""
+        field = self._spec.schema.field(name)
+        inside = pa.types.is_map(field.type) and any(chunk.items.null_count for chunk in column.chunks)
+        if inside or (column.null_count and not field.nullable):
+            raise CorruptError(f"{self._name} has nulls in the column {name!r}, where none may be", code="E041")
+        return column.cast(_REPEATED if name in self._spec.dictionary else field.type)
+
+
+def _readers(data: bytes) -> list[pa.BufferReader]:
+    """A file over the bytes for each thread that is worth its start."""
+    return [pa.BufferReader(data) for _ in range(_THREADS if len(data) >= _LARGE else 1)]
+
+
+def _valid(group: int, table: pq.ParquetFile, names: Sequence[str]) -> pa.Table:
+    found = table.read_row_group(group, columns=names, use_threads=False)
+    found.validate(full=True)
+    return found
+
+
+def _column_size(column: pa.ChunkedArray) -> int:
+    return sum(map(_decoded_size, column.chunks))
 
 
 def row_groups(
@@ -93,7 +124,7 @@ def checked_table(data: bytes, spec: TableSpec, *, name: str, limits: Limits, co
         CorruptError, LimitError: as ``CheckedTable``.
     """
     schema = spec.schema if columns is None else pa.schema([spec.schema.field(column) for column in columns])
-    groups = row_groups(pa.BufferReader(data), spec, name=name, limits=limits, columns=columns)
+    groups = row_groups(data, spec, name=name, limits=limits, columns=columns)
     return pa.concat_tables([schema.empty_table(), *(group.cast(schema) for group in groups)])
 
 

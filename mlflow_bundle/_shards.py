@@ -6,7 +6,7 @@ import hashlib
 from array import array
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final
+from typing import Final, NamedTuple
 
 import pyarrow as pa
 
@@ -58,9 +58,9 @@ class OwnerRows:
         self.objects: list[str | None] = []
         self.starts = array("q")
 
-    def digest(self, first: int, last: int) -> str:
-        """The content digest of an object that holds the owners ``first`` to ``last``: over the digests of those with rows."""
-        with_rows = (self.digests[i] for i in range(first, last + 1) if self.rows[i])
+    def digest(self, first: int, end: int) -> str:
+        """The content digest of an object with the owners from ``first`` up to ``end``: over the digests of those with rows."""
+        with_rows = (self.digests[i] for i in range(first, end) if self.rows[i])
         return "sha256:" + hashlib.sha256("".join(with_rows).encode()).hexdigest()
 
 
@@ -68,7 +68,8 @@ class OwnerTable:
     """Writes the table of a role for owners that come in archive order, object by object.
 
     Rows are appended, then each owner is ended with its number of rows and its digest; that may end the object. Every
-    object is read back from its staging file before it is put in place. ``refs`` and ``owners`` are complete after ``close``.
+    object is read back from its staging file, by a thread of its own, before it is put in place. ``refs``, and where the rows
+    of ``owners`` lie, are complete after ``close``.
     """
 
     def __init__(self, storage: Storage, spec: TableSpec, cutter: Cutter, *, largest: int = DEFAULT_LIMITS.table_bytes) -> None:
@@ -79,7 +80,8 @@ class OwnerTable:
         self._staged: Staged | None = None
         self._writer: TableWriter | None = None
         self._checksum = Checksum(spec)
-        #: Encodes rows while the caller prepares the next ones.
+        self._sealed: _Sealed | None = None
+        #: Encodes and checks rows while the caller prepares the next ones.
         self._encoding = ThreadPoolExecutor(1, thread_name_prefix="mlflow-bundle-encoding")
         self._appending: Future[None] | None = None
         self._first = 0
@@ -118,15 +120,19 @@ class OwnerTable:
         self.owners.starts.append(self._rows)
         self._rows += rows
         if cut:
-            self._close_object()
+            self._end_object()
 
     def pass_over(self, owners: int, digest: str) -> None:
         """The next owners have no rows; ``digest`` is that of nothing. They end no object."""
+        self.owners.rows.extend([0] * owners)
+        self.owners.objects.extend([None] * owners)
+        self.owners.starts.extend([self._rows] * owners)
         for _ in range(owners):
-            self.end_owner(0, digest, cut=False)
+            self.owners.digests.append(digest)
 
     def reuse(self, ref: ObjectRef, rows: Sequence[int], digests: Sequence[str]) -> None:
         """Take over an object that already holds just the next owners."""
+        self._put()
         start = 0
         for count, digest in zip(rows, digests, strict=True):
             self.owners.rows.append(count)
@@ -138,58 +144,91 @@ class OwnerTable:
         self._rows = 0
         self.refs.append(ref)
 
-    def _close_object(self) -> None:
-        last = len(self.owners.rows) - 1
+    def _end_object(self) -> None:
+        """All rows of an object are appended: it is closed and checked meanwhile, and put in place by the next ``_put``."""
+        self._put()
         if self._writer is None or self._staged is None:
             return
-        self._settle()
-        with self._staged as staged:
-            self._writer.close()
-            staged.finish()
+        path = self._encoding.submit(_seal, self._appending, self._staged, self._writer, self._checksum, self._rows)
+        self._sealed = _Sealed(self._staged, self._writer, path, self._first, len(self.owners.rows), self._rows)
+        self._first, self._rows = len(self.owners.rows), 0
+        self._writer = self._staged = self._appending = None
+
+    def _put(self) -> None:
+        """Put the object that was ended in place."""
+        sealed, self._sealed = self._sealed, None
+        if sealed is None:
+            return
+        with sealed.staged as staged:
+            path = sealed.path.result()
             if staged.size > self._largest:
                 raise LimitError(
                     f"an object of the role {self._spec.role!r} would have {staged.size:,} bytes, more than readers accept: "
                     "one entity has more rows than an object holds; nothing was committed",
                     code="E094",
                 )
-            path = _layout.object_path(self._spec.role, staged.sha256)
-            self._self_check(staged, path)
             new = self._storage.put(staged, path)
-            content = self.owners.digest(self._first, last)
-            self.refs.append(ObjectRef(role=self._spec.role, path=path, size=staged.size, rows=self._rows, content=content))
+            content = self.owners.digest(sealed.first, sealed.end)
+            self.refs.append(ObjectRef(role=self._spec.role, path=path, size=staged.size, rows=sealed.rows, content=content))
             self.new_objects += new
             self.new_bytes += staged.size if new else 0
-        for i in range(self._first, last + 1):
-            self.owners.objects[i] = path if self.owners.rows[i] else None
-            self.owners.starts[i] = self.owners.starts[i] if self.owners.rows[i] else 0
-        self._first, self._rows = last + 1, 0
-        self._writer = self._staged = None
+        for number in range(sealed.first, sealed.end):
+            if self.owners.rows[number]:
+                self.owners.objects[number] = path
+            else:
+                self.owners.starts[number] = 0
 
-    def _self_check(self, staged: Staged, path: str) -> None:
-        """Decode what was encoded: a broken encoder or bad memory must not reach an archive."""
-        with staged.reopen() as file:
-            found = Checksum(self._spec)
-            for rows in batches(open_table(file, self._spec, name=path, dictionaries=True)):
-                found.add(rows)
-        if self._writer is None or self._writer.rows != self._rows or found.sums != self._checksum.sums:
-            raise StorageError(
-                f"{path} does not read back as it was written", code="self-check", hint="check memory and disk, run again"
-            )
+    def end(self) -> None:
+        """All rows of all owners were appended."""
+        if self._writer is not None:
+            self._end_object()
 
     def close(self) -> None:
-        """End the last object."""
-        self._close_object()
+        """Put the last object in place."""
+        self.end()
+        self._put()
         self._encoding.shutdown()
 
     def abort(self) -> None:
         """Discard what is not put in place yet."""
         self._encoding.shutdown(cancel_futures=True)
-        if self._writer is not None:
-            self._writer.abandon()
-        if self._staged is not None:
-            self._staged.__exit__(None, None, None)
+        for writer in (self._writer, self._sealed and self._sealed.writer):
+            if writer is not None:
+                writer.abandon()
+        for staged in (self._staged, self._sealed and self._sealed.staged):
+            if staged is not None:
+                staged.__exit__(None, None, None)
+
+
+class _Sealed(NamedTuple):
+    """An object that is being closed and checked, with the owners from ``first`` up to ``end``."""
+
+    staged: Staged
+    writer: TableWriter
+    path: Future[str]
+    first: int
+    end: int
+    rows: int
 
 
 def _encode(table: pa.Table, writer: TableWriter, checksum: Checksum) -> None:
     writer.add(table)
     checksum.add(table)
+
+
+def _seal(appending: Future[None] | None, staged: Staged, writer: TableWriter, checksum: Checksum, rows: int) -> str:
+    """Close an object and decode what was encoded: a broken encoder or bad memory must not reach an archive. Its path."""
+    if appending is not None:
+        appending.result()
+    writer.close()
+    staged.finish()
+    path = _layout.object_path(writer.spec.role, staged.sha256)
+    with staged.reopen() as file:
+        found = Checksum(writer.spec)
+        for part in batches(open_table(file, writer.spec, name=path, dictionaries=True)):
+            found.add(part)
+    if writer.rows != rows or found.sums != checksum.sums:
+        raise StorageError(
+            f"{path} does not read back as it was written", code="self-check", hint="check memory and disk, run again"
+        )
+    return path

@@ -15,6 +15,7 @@ import mlflow_bundle as bundle
 from mlflow_bundle._diff import Diff, diff
 from mlflow_bundle._manifest import Committed
 from mlflow_bundle._storage import open_storage
+from mlflow_bundle.errors import CorruptError
 from mlflow_bundle.records import KeyValue, Record, record_id
 from tests.building import START, Content, everything_of, pack_content, span_of
 from tests.fixtures.s3 import Bucket
@@ -206,3 +207,15 @@ def test_sides_in_one_file_or_in_a_bucket(tmp_path: Path, s3_bucket: Bucket, for
         assert told(diff(first, second)) == {("run", after.runs[0].run_id, "changed"): {"status": ("FINISHED", "FAILED")}}
         assert "3 runs" in second._repr_html_()
         assert '"status":"FAILED"' in bundle.report_html(second)
+
+
+def test_equal_snapshots_with_a_missing_object_are_not_called_equal(tmp_path: Path) -> None:
+    """What one of them has lost is an error, though nothing of it has to be read."""
+    packed(tmp_path / "a", everything_of(5))
+    packed(tmp_path / "b", everything_of(5))
+    next((tmp_path / "b" / "objects" / "metrics").iterdir()).unlink()
+    with bundle.open(tmp_path / "a") as first, bundle.open(tmp_path / "b") as second:
+        with pytest.raises(CorruptError, match="missing"):
+            diff(first, second)
+        with pytest.raises(CorruptError, match="missing"):
+            diff(second, first)

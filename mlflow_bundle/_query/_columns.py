@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -76,10 +76,10 @@ def list_column(record: type[Any], name: str) -> tuple[str, list[Column]]:
     return _shown(identifier(name), kind, depth=0), items
 
 
-def _fields(record: type[Any]) -> Iterator[tuple[str, msgspec.inspect.Type]]:
+def _fields(record: type[Any]) -> tuple[tuple[str, msgspec.inspect.Type], ...]:
     info = msgspec.inspect.type_info(record)
     assert isinstance(info, msgspec.inspect.StructType)
-    yield from ((field.encode_name, field.type) for field in info.fields)
+    return tuple((field.encode_name, field.type) for field in info.fields)
 
 
 def _json_type(kind: msgspec.inspect.Type) -> str:

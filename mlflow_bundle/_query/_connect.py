@@ -13,16 +13,17 @@ import pyarrow as pa
 from mlflow_bundle import _layout
 from mlflow_bundle._query._columns import identifier, literal
 from mlflow_bundle._query._objects import ObjectFileSystem
-from mlflow_bundle._query._views import VIEWS, view_queries
+from mlflow_bundle._query._views import VIEWS, view_query
 from mlflow_bundle._storage import Storage
 from mlflow_bundle.errors import StorageError, UnsupportedError, UsageError
 from mlflow_bundle.records import ObjectRef
 
-__all__ = ["Session", "Source", "add_views", "connect", "place_of", "queries", "sql_errors", "views_script"]
+__all__ = ["Session", "Source", "add_views", "connect", "place_of", "sql_errors", "view_sql", "views_script"]
 
 #: Characters by which DuckDB would take a path for a pattern.
 _PATTERN: Final = frozenset("*?[")
-_WORD: Final = re.compile(r"\w+")
+#: What may be the name of a view: one that ``[`` follows is a column.
+_WORD: Final = re.compile(r"\w+\b(?!\s*\[)")
 #: The path of an object in what DuckDB says.
 _OBJECT: Final = re.compile(r"objects/[a-z]+/(?:[0-9a-f]{2}/)?[0-9a-f]{64}")
 
@@ -56,16 +57,13 @@ def connect() -> Any:
     return connection
 
 
-def queries(sources: Sequence[Source], prefix: str, *, labelled: bool) -> dict[str, str]:
-    """The SQL of every view over some snapshots; ``labelled`` has the name of the snapshot as first column."""
+def view_sql(name: str, sources: Sequence[Source], prefix: str, *, labelled: bool) -> str:
+    """The SQL of a view over some snapshots; ``labelled`` has the name of the snapshot as first column."""
+    each = [(source.snapshot, view_query(name, source.refs, prefix)) for source in sources]
     if not labelled:
-        (source,) = sources
-        return view_queries(source.refs, prefix)
-    each = [(source.snapshot, view_queries(source.refs, prefix)) for source in sources]
-    return {
-        name: " UNION ALL ".join(f"SELECT {literal(stem)} AS snapshot, * FROM ({found[name]})" for stem, found in each)
-        for name in each[0][1]
-    }
+        ((_, found),) = each
+        return found
+    return " UNION ALL ".join(f"SELECT {literal(stem)} AS snapshot, * FROM ({found})" for stem, found in each)
 
 
 def views_script(sources: Sequence[Source], root: str, *, labelled: bool, title: str) -> str:
@@ -80,8 +78,8 @@ def views_script(sources: Sequence[Source], root: str, *, labelled: bool, title:
         )
     lines = [f"-- {line}" for line in title.splitlines()]
     prefix = f"{root.rstrip('/')}/" if root else ""
-    views = queries(sources, prefix, labelled=labelled)
-    return "\n".join([*lines, *(f"CREATE OR REPLACE VIEW {identifier(name)} AS {sql};" for name, sql in views.items())]) + "\n"
+    views = ((identifier(name), view_sql(name, sources, prefix, labelled=labelled)) for name in VIEWS)
+    return "\n".join([*lines, *(f"CREATE OR REPLACE VIEW {name} AS {sql};" for name, sql in views)]) + "\n"
 
 
 def place_of(storage: Storage) -> str:
@@ -111,7 +109,8 @@ def add_views(
     kind = "TEMP VIEW" if temporary and schema is None else "VIEW"
     prefix = _prefix(connection, storage, sources)
     with sql_errors():
-        for name, sql in queries(sources, prefix, labelled=labelled).items():
+        for name in VIEWS:
+            sql = view_sql(name, sources, prefix, labelled=labelled)
             connection.execute(f"CREATE OR REPLACE {kind} {into}{identifier(name)} AS {sql}")
 
 
@@ -119,7 +118,7 @@ def _prefix(connection: Any, storage: Storage, sources: Sequence[Source]) -> str
     """What comes before the paths of objects, for a connection that reaches them then."""
     if (prefix := _local_prefix(storage, sources)) is not None:
         return prefix
-    files = ObjectFileSystem(storage, {ref.path: ref.size for source in sources for ref in source.refs})
+    files = ObjectFileSystem(storage, (ref for source in sources for ref in source.refs))
     connection.register_filesystem(files)
     return files.prefix
 
@@ -129,7 +128,9 @@ class Session:
 
     def __init__(self, storage: Storage, sources: Sequence[Source], *, labelled: bool) -> None:
         self._connection = connect()
-        self._missing = queries(sources, _prefix(self._connection, storage, sources), labelled=labelled)
+        self._sources, self._labelled = sources, labelled
+        self._prefix = _prefix(self._connection, storage, sources)
+        self._missing = list(VIEWS)
 
     def ask(self, query: str, params: Sequence[Any] | Mapping[str, Any] | None) -> pa.Table:
         """The result of a query.
@@ -141,9 +142,10 @@ class Session:
         words = set(_WORD.findall(query.lower()))
         # A query that names no view lists them, or names one that there is not.
         for name in [name for name in self._missing if name in words] or ([] if words & VIEWS.keys() else list(self._missing)):
+            sql = view_sql(name, self._sources, self._prefix, labelled=self._labelled)
             with sql_errors():
-                self._connection.execute(f"CREATE VIEW {identifier(name)} AS {self._missing[name]}")
-            del self._missing[name]
+                self._connection.execute(f"CREATE VIEW {identifier(name)} AS {sql}")
+            self._missing.remove(name)
         with sql_errors():
             return arrow_table(self._connection, query, params)
 

@@ -54,12 +54,12 @@ def export_tables(connection: Any, place: Path) -> list[str]:
 @contextlib.contextmanager
 def _new(place: Path) -> Iterator[Path]:
     """A path beside ``place`` that takes its name when all went well."""
+    if not place.parent.is_dir():
+        raise UsageError(f"there is no folder {place.parent}", hint="make it first, or choose another")
     unfinished = place.parent / f".mlflow-bundle-{secrets.token_hex(6)}"
     try:
         if place.exists():
             raise UsageError(f"{place} exists already", hint="choose another name, or remove it first")
-        if not place.parent.is_dir():
-            raise UsageError(f"there is no folder {place.parent}", hint="make it first")
         unfinished.touch()  # says now whether the folder takes files
         unfinished.unlink()
         yield unfinished

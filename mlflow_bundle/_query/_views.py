@@ -22,7 +22,7 @@ from mlflow_bundle._table_specs import TABLES, TableSpec
 from mlflow_bundle.kinds import KINDS
 from mlflow_bundle.records import ObjectRef
 
-__all__ = ["VIEWS", "view_queries"]
+__all__ = ["VIEWS", "view_query"]
 
 #: The members of lists in records that are views of their own: the kind, its list, the columns of the record that are kept.
 _UNNESTED: Final[Mapping[str, tuple[str, str, tuple[str, ...]]]] = MappingProxyType(
@@ -184,7 +184,6 @@ VIEWS: Final[Mapping[str, Callable[[_Objects], str]]] = MappingProxyType(
 )
 
 
-def view_queries(refs: Sequence[ObjectRef], prefix: str) -> dict[str, str]:
-    """The SQL of each view over the objects of a snapshot, at paths that begin with ``prefix``."""
-    objects = _Objects(refs, prefix)
-    return {name: query(objects) for name, query in VIEWS.items()}
+def view_query(name: str, refs: Sequence[ObjectRef], prefix: str) -> str:
+    """The SQL of a view over the objects of a snapshot, at paths that begin with ``prefix``."""
+    return VIEWS[name](_Objects(refs, prefix))

@@ -12,11 +12,11 @@ from mlflow_bundle._storage._backend import Staged, Storage
 from mlflow_bundle._storage._local import LocalStorage
 from mlflow_bundle._storage._onefile import OneFileStorage
 from mlflow_bundle._storage._place import LocalPlace, RemotePlace
+from mlflow_bundle._storage._ranges import TAIL, Pieces, SparseFile
 from mlflow_bundle._storage._remote import RemoteStorage, filesystem_of
-from mlflow_bundle._storage._sparse import TAIL, SparseFile
 from mlflow_bundle.errors import BundleNotFoundError, UsageError
 
-__all__ = ["TAIL", "SparseFile", "Staged", "Storage", "open_storage"]
+__all__ = ["TAIL", "Pieces", "SparseFile", "Staged", "Storage", "open_storage"]
 
 _LOCAL: Final = ("file://", "local://")
 _SUFFIX: Final = ".zip"

@@ -9,7 +9,7 @@ import hashlib
 import io
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Final, Self
@@ -19,11 +19,10 @@ from mlflow_bundle._redact import redact_uri
 from mlflow_bundle.errors import CorruptError, NotFoundError, StorageError
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer, WriteableBuffer
+    from _typeshed import ReadableBuffer
 
 __all__ = [
     "MIB",
-    "RangeFile",
     "Staged",
     "Storage",
     "check_name",
@@ -205,74 +204,6 @@ class Staged(io.RawIOBase):
             yield
         except OSError as error:
             raise storage_error(error, f"write a temporary file for {self._url} in {self.path.parent}") from error
-
-
-class RangeFile(io.BufferedIOBase):
-    """A seekable file over a function that fetches ranges. One window is kept; it grows while reads are sequential."""
-
-    _FIRST: Final = MIB
-    _LARGEST: Final = 16 * MIB
-
-    def __init__(self, fetch: Callable[[int, int], bytes], size: int) -> None:
-        self._fetch = fetch
-        self._size = size
-        self._at = 0
-        self._start = 0
-        self._window = b""
-        self._ahead = self._FIRST
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        if base + offset < 0:
-            raise OSError(errno.EINVAL, f"cannot seek to {base + offset}")  # as a file says it
-        self._at = base + offset
-        return self._at
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        left = max(self._size - self._at, 0)
-        wanted = left if size is None or size < 0 else min(size, left)
-        data = self._cached(wanted)
-        rest = wanted - len(data)
-        if rest >= self._LARGEST:  # not worth keeping
-            data += self._fetch(self._at, rest)
-            self._at += rest
-            self._start, self._window = self._at, b""
-        elif rest:
-            self._refill(rest)
-            data += self._cached(rest)
-        return data
-
-    read1 = read
-
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
-        view = memoryview(buffer).cast("B")
-        data = self.read(len(view))
-        view[: len(data)] = data
-        return len(data)
-
-    def _cached(self, wanted: int) -> bytes:
-        offset = self._at - self._start
-        if not 0 <= offset < len(self._window):
-            return b""
-        data = self._window[offset : offset + wanted]
-        self._at += len(data)
-        return data
-
-    def _refill(self, wanted: int) -> None:
-        sequential = self._at == self._start + len(self._window)
-        self._ahead = min(self._ahead * 2, self._LARGEST) if sequential else self._FIRST
-        length = min(max(wanted, self._ahead), self._size - self._at)
-        self._window = self._fetch(self._at, length)
-        self._start = self._at
 
 
 def open_new(folder: Path) -> Path:

@@ -20,7 +20,6 @@ from fsspec.core import url_to_fs
 from mlflow_bundle import _layout
 from mlflow_bundle._redact import redact_uri
 from mlflow_bundle._storage._backend import (
-    RangeFile,
     Staged,
     Storage,
     check_name,
@@ -30,6 +29,7 @@ from mlflow_bundle._storage._backend import (
     open_new,
     storage_error,
 )
+from mlflow_bundle._storage._ranges import RangeFile
 from mlflow_bundle.errors import (
     BundleNotFoundError,
     CommitUnknownError,

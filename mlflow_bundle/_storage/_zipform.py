@@ -17,7 +17,8 @@ from functools import cached_property, partial
 from typing import BinaryIO, Final, cast
 
 from mlflow_bundle import _layout
-from mlflow_bundle._storage._backend import MIB, RangeFile, checked_path
+from mlflow_bundle._storage._backend import MIB, checked_path
+from mlflow_bundle._storage._ranges import RangeFile
 from mlflow_bundle.errors import BundleNotFoundError, CorruptError, LimitError
 
 __all__ = ["Archive", "Entry", "Part", "write_archive"]
@@ -198,8 +199,9 @@ class Archive:
     def _check(self, infos: Sequence[zipfile.ZipInfo]) -> dict[str, Entry]:
         entries: dict[str, Entry] = {}
         limit = self._directory_start
+        marked = any(info.orig_filename == _layout.MARKER for info in infos)
         for info in sorted(infos, key=lambda info: info.header_offset, reverse=True):
-            name = self._checked_name(info)
+            name = self._checked_name(info, marked=marked)
             end = info.header_offset + _LOCAL.size + len(name.encode()) + info.file_size
             if info.header_offset < 0 or end > limit:
                 raise CorruptError(f"the entry {name} of {self._url} overlaps another part of the file")
@@ -210,7 +212,7 @@ class Archive:
             limit = info.header_offset
         return dict(reversed(entries.items()))
 
-    def _checked_name(self, info: zipfile.ZipInfo) -> str:
+    def _checked_name(self, info: zipfile.ZipInfo, *, marked: bool) -> str:
         name = info.orig_filename
         checked_path(name.removesuffix("/") if info.is_dir() else name)
         if info.flag_bits & _ENCRYPTED:
@@ -220,6 +222,8 @@ class Archive:
             or info.compress_size != info.file_size
             or (info.is_dir() and info.file_size)
         ):
+            if not marked:
+                raise BundleNotFoundError(f"{self._url} is a ZIP file of something else, and no bundle")
             raise CorruptError(
                 f"the entry {name} of {self._url} is compressed, and a bundle stores its files as they are",
                 hint="unpack the ZIP file into a folder: that is a bundle too",

@@ -59,7 +59,7 @@ class _InOrder(click.Group):
     context_settings={"auto_envvar_prefix": "MLFLOW_BUNDLE", "help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Every option can be set by an environment variable: MLFLOW_BUNDLE_PACK_JOBS is `pack --jobs`. "
     "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 finished but incomplete, 4 problems or differences found, "
-    "10 no bundle there, 130 interrupted.",
+    "10 no bundle there, 130 interrupted, 141 the reader of stdout went away.",
 )
 @click.version_option(__version__, prog_name=NAME, message="%(prog)s %(version)s")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error and what libraries log.")
@@ -104,6 +104,9 @@ def run(arguments: Sequence[str]) -> int:
 
 def _settle(state: State) -> None:
     """Output that every terminal can take, and no talk of libraries without ``--debug``."""
+    # A stream that was closed before the start is None: data must not get lost in it (a write fails), talk may.
+    sys.stdout = sys.stdout or os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
+    sys.stderr = sys.stderr or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

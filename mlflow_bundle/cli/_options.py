@@ -12,6 +12,7 @@ from mlflow_bundle.cli._output import State
 from mlflow_bundle.errors import UsageError
 
 __all__ = [
+    "artifact_storage_option",
     "bundle_argument",
     "common",
     "options_of",
@@ -101,12 +102,24 @@ def storage_option(function: Command) -> Command:
     )(function)
 
 
+def artifact_storage_option(function: Command) -> Command:
+    """``--artifact-storage-option``."""
+    return click.option(
+        "--artifact-storage-option",
+        metavar="KEY=VALUE",
+        type=LINES,
+        multiple=True,
+        help="Option of the file system that artifacts lie on.",
+    )(function)
+
+
 def tracking_option(function: Command) -> Command:
     """``--tracking-uri``."""
     return click.option(
         "--tracking-uri",
         metavar="URI",
-        help="MLflow: http://..., sqlite:///FILE, postgresql://... [default: MLFLOW_TRACKING_URI, else ./mlflow.db]",
+        help="MLflow: http://..., sqlite:///FILE, postgresql://...; `pack` also reads a folder such as ./mlruns. "
+        "[default: MLFLOW_TRACKING_URI, else ./mlruns where it has experiments, else ./mlflow.db]",
     )(function)
 
 

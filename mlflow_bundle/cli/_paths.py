@@ -163,8 +163,16 @@ class Catalog:
         close = _close(path, (row["name"] for row in self.experiments)) or _close(
             wanted, (row["name"] for row in self.experiments)
         )
-        hint = None if close else "`mlflow-bundle ls` lists the experiments; a run is named by its id or its first characters"
-        return NotFoundError(f"no experiment or run {wanted!r} in this snapshot", code="path-not-found", close=close, hint=hint)
+        hint = (
+            "`mlflow-bundle ls` lists the experiments, `mlflow-bundle ls --kind` the entities of other kinds; "
+            "a run is named by its id or its first characters"
+        )
+        return NotFoundError(
+            f"no experiment or run {wanted!r} in this snapshot",
+            code="path-not-found",
+            close=close,
+            hint=None if close else hint,
+        )
 
 
 def _begins(path: str, name: str) -> bool:

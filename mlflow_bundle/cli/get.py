@@ -121,6 +121,13 @@ def _plan(contents: Contents, destination: Path, *, force: bool) -> list[_Copy]:
     if not contents.single:
         _stay_inside(copies, destination)
     there = [copy.target for copy in copies if copy.target.exists() or copy.target.is_symlink()]
+    if odd := [target for target in there if target.is_symlink() or not (target.is_file() or target.is_dir())]:
+        more = f", and {len(odd) - 1:,} more" if len(odd) > 1 else ""
+        raise UsageError(
+            f"{odd[0]} is a link, a device or a pipe{more}; nothing was written",
+            code="exists",
+            hint="name another place; `mlflow-bundle cat` prints a file",
+        )
     if there and not force:
         more = f", and {len(there) - 1:,} more" if len(there) > 1 else ""
         raise UsageError(f"{there[0]} exists{more}; nothing was written", code="exists", hint="--force overwrites")

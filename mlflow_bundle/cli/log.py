@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from mlflow_bundle._bundle import Bundle, open_bundle
-from mlflow_bundle.cli._options import bundle_argument, common, options_of, pass_state, snapshot_option, storage_option
+from mlflow_bundle.cli._options import bundle_argument, common, options_of, pass_state, storage_option
 from mlflow_bundle.cli._output import State, bytes_text, clean, counts_text, kind_text, plain, plural, put, time_text
 
 __all__ = ["log", "scope_text"]
@@ -19,7 +19,9 @@ __all__ = ["log", "scope_text"]
 
 @click.command()
 @bundle_argument
-@snapshot_option
+@click.option(
+    "--snapshot", metavar="ID", help="Only this one, by the beginning of its name, id or root digest. [default: all of them]"
+)
 @storage_option
 @common
 @pass_state

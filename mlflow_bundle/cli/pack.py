@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlflow_bundle.cli._options import (
-    LINES,
+    artifact_storage_option,
     bundle_argument,
     common,
     options_of,
@@ -39,13 +39,7 @@ __all__ = ["pack"]
 @click.option(
     "--artifacts-destination", metavar="URL", help="Where a server keeps mlflow-artifacts:, when its database is read directly."
 )
-@click.option(
-    "--artifact-storage-option",
-    metavar="KEY=VALUE",
-    type=LINES,
-    multiple=True,
-    help="Option of the file system that artifacts lie on.",
-)
+@artifact_storage_option
 @click.option("--jobs", metavar="N", type=click.IntRange(min=1), help="Parallel requests and reads.")
 @storage_option
 @progress_option
@@ -116,16 +110,18 @@ def _dry_run(state: State, options: dict[str, Any], artifact_options: dict[str, 
             for run in found.selected.runs:
                 runs[run.experiment_id] = runs.get(run.experiment_id, 0) + 1
             others = {kind: found.gathered.counts[kind] for kind in found.gathered.kinds()}
-        where = source.description.uri
+        where, problems = source.description.uri, source.problems()
     if state.json:
         listed = [{"experiment_id": e.experiment_id, "name": e.name, "runs": runs[e.experiment_id]} for e in experiments]
         counts = {"experiment": len(listed), "run": sum(runs.values()), **others}
-        state.put({"dry_run": True, "source": where, "counts": counts, "experiments": listed})
+        state.put({"dry_run": True, "source": where, "counts": counts, "experiments": listed, "problems": plain(problems)})
         return 0
     for experiment in experiments:
         put(f"{clean(experiment.name)}: {plural(runs[experiment.experiment_id], 'run')}")
     for kind, count in others.items():
         put(kind_text(kind, count))
     packed = f"{plural(len(runs), 'experiment')}, {plural(sum(runs.values()), 'run')}"
+    for line in problem_lines(problems):
+        say(line)
     say(f"would pack {packed} of {clean(where)}; nothing was written")
     return 0

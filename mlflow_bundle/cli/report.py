@@ -57,4 +57,5 @@ def _write(place: Path, page: bytes) -> None:
     try:
         place.write_bytes(page)
     except OSError as error:
-        raise StorageError(f"{str(place)!r} cannot be written: {error.strerror or error}") from error
+        hint = "give -o a file in a folder that is there and can be written, or - for stdout"
+        raise StorageError(f"{str(place)!r} cannot be written: {error.strerror or error}", hint=hint) from error

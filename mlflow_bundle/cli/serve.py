@@ -95,8 +95,11 @@ def _tell(state: State, url: str, metadata: Metadata, snapshot: str) -> None:
     """Where the server is; what a file of MLflow cannot hold is said when the file is made."""
     if state.json:
         problems = plain(metadata.problems)
-        state.put({"url": url, "tracking_uri": metadata.uri, "snapshot": snapshot, "made": metadata.made, "problems": problems})
+        made = {"made": metadata.made, "damaged": metadata.damaged, "problems": problems}
+        state.put({"url": url, "tracking_uri": metadata.uri, "snapshot": snapshot, **made})
     else:
+        if metadata.damaged:
+            say("the metadata in the cache was damaged and has been made anew")
         for line in problem_lines(metadata.problems):
             say(line)
         put(url)

@@ -10,6 +10,7 @@ import click
 from mlflow_bundle._bundle import open_bundle
 from mlflow_bundle.cli._options import (
     LINES,
+    artifact_storage_option,
     bundle_argument,
     common,
     options_of,
@@ -49,13 +50,7 @@ __all__ = ["unpack"]
     metavar="URL",
     help="Where a server of that database will keep mlflow-artifacts:, which then stay.",
 )
-@click.option(
-    "--artifact-storage-option",
-    metavar="KEY=VALUE",
-    type=LINES,
-    multiple=True,
-    help="Option of the file system that artifacts lie on.",
-)
+@artifact_storage_option
 @click.option("--jobs", metavar="N", type=click.IntRange(min=1), help="Parallel requests and writes.")
 @storage_option
 @progress_option

@@ -7,9 +7,9 @@ from typing import Any, Final
 from msgspec import UNSET
 
 from mlflow_bundle._differences import PRESENT, differing_leaves
-from mlflow_bundle.records import Experiment, Record, Run
+from mlflow_bundle.records import Record, Run
 
-__all__ = ["experiment_differences", "record_differences", "run_differences"]
+__all__ = ["record_differences", "run_differences"]
 
 #: Characters of a value that are shown.
 SHOWN: Final = 60
@@ -20,11 +20,6 @@ def run_differences(expected: Run, actual: Run) -> list[str]:
 
     The order of params, tags and inputs means nothing. An absent attribute differs from every value.
     """
-    return _differences(expected, actual)
-
-
-def experiment_differences(expected: Experiment, actual: Experiment) -> list[str]:
-    """One sentence for every attribute and tag that differs; empty when the experiments say the same."""
     return _differences(expected, actual)
 
 

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
-
-import pyarrow as pa
+from typing import Final
 
 from mlflow_bundle._bundle import Bundle
 from mlflow_bundle._series import segments
-from mlflow_bundle.entities import ModelVersion, Record
+from mlflow_bundle.entities import Record
 from mlflow_bundle.kinds import KINDS, Reference, record_id
 from mlflow_bundle.records import Problem
+from mlflow_bundle.tracking._batches import batches, planned
+from mlflow_bundle.tracking._content_digest import ContentDigests
 from mlflow_bundle.tracking._gather import Gathered
 from mlflow_bundle.tracking._left_out import LeftOut, name_collisions
-from mlflow_bundle.tracking._port import LEFT_OUT, EntityResult, IdMap, MlflowTarget, PlannedEntity, RestoreOptions
+from mlflow_bundle.tracking._port import LEFT_OUT, ROW_SCHEMAS, EntityResult, IdMap, MlflowTarget, RestoreOptions
 from mlflow_bundle.tracking._workspaces import Homes
 
 __all__ = ["EntityOutcome", "EntityRestore", "entity_problems", "in_restore_order"]
 
-_BATCH: Final = 500
-_FILES: Final = "files/1"
 #: Of secrets only the names are archived, and no target gets them.
 _SECRETS: Final = "gateway_secret"
 #: A scorer that asks an endpoint of the gateway cannot be made before that.
@@ -59,10 +57,19 @@ def in_restore_order(kinds: Iterable[str]) -> list[str]:
     return sorted(kinds, key=lambda kind: (scorer - 1 if kind in _BEFORE_SCORERS else KINDS[kind].rank, KINDS[kind].rank))
 
 
-def entity_problems(gathered: Gathered, target: MlflowTarget, left_out: LeftOut, homes: Homes) -> list[Problem]:
+def entity_problems(
+    archive: Bundle,
+    gathered: Gathered,
+    target: MlflowTarget,
+    left_out: LeftOut,
+    homes: Homes,
+    *,
+    existing: Mapping[str, str],
+) -> list[Problem]:
     """What of the entities the target cannot hold, found out before the first write: names, whole kinds, then records.
 
-    What does not arrive at all is added to ``left_out``.
+    What does not arrive at all is added to ``left_out``. ``existing``: the ids at the target of archived experiments that are
+    merged into one that is there, where names within it may be taken.
     """
     problems = name_collisions(gathered, homes)
     for problem in problems:
@@ -89,11 +96,37 @@ def entity_problems(gathered: Gathered, target: MlflowTarget, left_out: LeftOut,
                 left_out.add(kind, record_id(record))
                 continue
             found = target.cannot_hold(record)
+            if len(there := KINDS[kind].experiments(record)) == 1 and there[0] in existing:
+                found += _taken(target, record, existing[there[0]])
             problems += found
             if any(problem.code == LEFT_OUT for problem in found):
                 left_out.add(kind, record_id(record))
         problems += left_out.problems(kind, without)
+        problems += _row_problems(archive, gathered, target, left_out, kind)
     return problems
+
+
+def _row_problems(archive: Bundle, gathered: Gathered, target: MlflowTarget, left_out: LeftOut, kind: str) -> Iterator[Problem]:
+    """What of the rows of a kind the target would refuse, read in columns; each owner alone only where there is something."""
+    for table in KINDS[kind].tables:
+        limits = target.row_limits(table) if table in ROW_SCHEMAS else None
+        for batch in batches(gathered, kind) if limits else ():
+            ids = [record_id(record) for record in batch if left_out.because_of(record) is None]
+            for rows in archive.rows(table, ids):
+                assert limits is not None
+                for owner, start, end in segments(rows.column("owner").combine_chunks().to_numpy()) if limits(rows) else ():
+                    for sentence in limits(rows.slice(start, end - start)):
+                        message = f"{kind.replace('_', ' ')} {ids[owner]}: {sentence}"
+                        yield Problem(code="cannot-hold", kind=kind, id=ids[owner], message=message)
+
+
+def _taken(target: MlflowTarget, record: Record, experiment_id: str) -> list[Problem]:
+    """That the name of the entity, unique within an experiment, is taken there by another one."""
+    if not (why := target.name_taken(record, experiment_id)):
+        return []
+    kind, identity = str(record.__struct_config__.tag), record_id(record)
+    message = f"{kind.replace('_', ' ')} {identity}: it is left out: {why}"
+    return [Problem(code=LEFT_OUT, kind=kind, id=identity, message=message, experiments=KINDS[kind].experiments(record))]
 
 
 class EntityRestore:
@@ -113,7 +146,10 @@ class EntityRestore:
         self._archive, self._target, self._gathered = archive, target, gathered
         self._ids, self._options = ids, options
         self._left_out, self._homes = left_out, homes
+        self._digests = ContentDigests(archive)
         self._tallies: dict[str, _Tally] = {}
+        #: What became of entities that are at the target and were not restored now.
+        self._otherwise: dict[Reference, str] = {}
         self.problems: list[Problem] = []
         self.notes: Counter[str] = Counter()
 
@@ -132,13 +168,11 @@ class EntityRestore:
             tally.actions["left out"] += self._gathered.counts[kind]
             return
         without: Counter[Reference] = Counter()
-        for batch in self._batches(kind):
-            sent = self._arriving(kind, batch, without)
-            results = self._target.restore_entities(
-                kind, self._planned(kind, sent), self._ids, self._archive.blobs.open, self._options
-            )
-            for result in results:
-                self.take(result)
+        for batch in batches(self._gathered, kind):
+            for piece in planned(self._archive, self._digests, kind, self._arriving(kind, batch, without)):
+                open_blob = self._archive.blobs.open
+                for result in self._target.restore_entities(kind, piece, self._ids, open_blob, self._options):
+                    self.take(result)
             progress(len(batch))
         self.problems += self._left_out.problems(kind, without)
 
@@ -168,66 +202,28 @@ class EntityRestore:
             self._ids.add(result.kind, result.source_id, result.target_id)
         if result.action in ("failed", "left out"):
             self._left_out.add(result.kind, result.source_id)
+        elif result.action != "restored":
+            self._otherwise[result.kind, result.source_id] = result.action
         if result.action in ("restored", "merged"):
             tally.rows += result.rows
             tally.files += result.files
             tally.file_bytes += result.file_bytes
         self.note(result)
 
+    def finish(self, result: EntityResult) -> None:
+        """Keep what was found out of an entity after it was counted: one that fails in the end counts as failed."""
+        self.note(result)
+        if result.action != "failed" or self._left_out.has(result.kind, result.source_id):
+            return
+        actions = self._tallies.setdefault(result.kind, _Tally()).actions
+        actions[self._otherwise.get((result.kind, result.source_id), "restored")] -= 1
+        actions["failed"] += 1
+        self._left_out.add(result.kind, result.source_id)
+
     def note(self, result: EntityResult) -> None:
         """Keep what a result says, and count nothing: of links, which belong to entities that are counted already."""
         self.problems += result.problems
         self.notes.update(result.notes)
-
-    def _batches(self, kind: str) -> Iterator[list[Record]]:
-        if kind == "model_version":
-            yield from self._versions()
-            return
-        batch: list[Record] = []
-        for record in self._gathered.records(kind):
-            batch.append(record)
-            if len(batch) == _BATCH:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
-
-    def _versions(self) -> Iterator[list[Record]]:
-        """Model versions, all of one model together and in the order of their numbers, which is how a server counts."""
-        records = [record for record in self._gathered.records("model_version") if isinstance(record, ModelVersion)]
-        records.sort(key=lambda version: (record_id(version).rpartition("/")[0], version.version))
-        batch: list[Record] = []
-        for number, record in enumerate(records):
-            ends = number + 1 == len(records) or (records[number + 1].name, records[number + 1].workspace) != (
-                record.name,
-                record.workspace,
-            )
-            batch.append(record)
-            if (ends and len(batch) >= _BATCH // 2) or number + 1 == len(records):
-                yield batch
-                batch = []
-
-    def _planned(self, kind: str, batch: Sequence[Record]) -> list[PlannedEntity]:
-        """Records with their rows and files."""
-        ids = [record_id(record) for record in batch]
-        tables = KINDS[kind].tables
-        rows: dict[int, pa.Table] = {}
-        for table in tables:
-            if table != _FILES:
-                rows = _by_owner(self._archive.rows(table, ids))
-        files: dict[str, list[tuple[str, int, str]]] = {identity: [] for identity in ids}
-        if _FILES in tables:
-            for row in self._files_of(kind, ids):
-                if row["state"] == "ok":
-                    files[row["owner_id"]].append((row["path"], row["size"], row["sha256"]))
-        return [
-            PlannedEntity(record=record, rows=rows.get(number), files=tuple(files[identity]))
-            for number, (record, identity) in enumerate(zip(batch, ids, strict=True))
-        ]
-
-    def _files_of(self, kind: str, ids: Sequence[str]) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self._archive.files_of_entities(kind, ids).to_pylist()
-        return found
 
     def outcomes(self) -> tuple[EntityOutcome, ...]:
         """The counts so far, for every kind that was selected."""
@@ -254,13 +250,3 @@ class EntityRestore:
 def _is_default_workspace(gathered: Gathered, kind: str) -> bool:
     """Whether there is just the workspace that every server has, named or not."""
     return kind == "workspace" and [record_id(record) for record in gathered.records(kind)] == ["default"]
-
-
-def _by_owner(tables: Iterator[pa.Table]) -> dict[int, pa.Table]:
-    """The rows of each owner as one table without the owner column. An owner may span several tables."""
-    parts: dict[int, list[pa.Table]] = {}
-    for table in tables:
-        rows = table.drop_columns(["owner"])
-        for owner, start, end in segments(table.column("owner").combine_chunks().to_numpy()):
-            parts.setdefault(owner, []).append(rows.slice(start, end - start))
-    return {owner: pa.concat_tables(tables) for owner, tables in parts.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -11,13 +12,13 @@ from typing import BinaryIO, Final, NamedTuple
 
 import msgspec
 
-from mlflow_bundle._codec import decode_record, encode, line_kind
+from mlflow_bundle._codec import encode
 from mlflow_bundle._limits import MIB
 from mlflow_bundle._packer import FileRow, Packer
 from mlflow_bundle._parallel import bounded_map
 from mlflow_bundle._spool import LineSpool
 from mlflow_bundle.errors import AuthError, BundleError, ServerError, UsageError
-from mlflow_bundle.records import KINDS, Problem, Record, record_id
+from mlflow_bundle.records import KINDS, Problem, Record
 from mlflow_bundle.tracking._port import ArtifactStore, FileInfo, MlflowSource
 from mlflow_bundle.tracking.artifacts._own import NoArtifacts
 
@@ -46,22 +47,24 @@ class Located:
     """Entities that may have files, kept on disk without their lists (tags, params and the like)."""
 
     def __init__(self) -> None:
-        self._spool = LineSpool()
+        self._spools: defaultdict[str, LineSpool] = defaultdict(LineSpool)
 
     def add(self, record: Record) -> None:
         """Note the next entity of its kind, in archive order."""
-        self._spool.add(encode(msgspec.structs.replace(record, **_without_lists(type(record)))))
+        spool = self._spools[str(record.__struct_config__.tag)]
+        spool.add(encode(msgspec.structs.replace(record, **_without_lists(type(record)))))
 
     def owners(self) -> Iterator[Owner]:
-        """All of them, in the order in which they came. Nothing can be added afterwards."""
-        for line in self._spool.lines():
-            kind = line_kind(line, name="spool")
-            record = decode_record(line, kind, name="spool")
-            yield Owner(kind, record_id(record), record)
+        """All of them, kind by kind. Nothing can be added afterwards."""
+        for kind, spool in self._spools.items():
+            decode, identify = msgspec.json.Decoder(KINDS[kind].type).decode, KINDS[kind].identify
+            for record in map(decode, spool.lines()):
+                yield Owner(kind, identify(record), record)
 
     def close(self) -> None:
-        """Remove the temporary file."""
-        self._spool.close()
+        """Remove the temporary files."""
+        for spool in self._spools.values():
+            spool.close()
 
 
 @cache

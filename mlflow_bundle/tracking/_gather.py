@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Final, NamedTuple
 
-from mlflow_bundle._codec import decode_record, encode
+import msgspec
+
+from mlflow_bundle._codec import encode
 from mlflow_bundle._parallel import prefetch
 from mlflow_bundle._spool import LineSpool
 from mlflow_bundle.entities import Experiment, LoggedModel, ModelVersion, Record, RegisteredModel, Run
@@ -89,9 +91,14 @@ class Gathered:
 
     def records(self, kind: str) -> Iterator[Record]:
         """The records of a kind in archive order; may be asked for several times, in turn."""
-        spool = self._spools.get(kind)
-        lines = (decode_record(line, kind, name="spool") for line in spool.lines()) if spool else iter(())
-        yield from heapq.merge(lines, sorted(self._late[kind], key=order_key), key=order_key)
+        return (record for _, record in self.lines(kind))
+
+    def lines(self, kind: str) -> Iterator[tuple[bytes, Record]]:
+        """The same with their lines."""
+        spool, decode = self._spools.get(kind), msgspec.json.Decoder(KINDS[kind].type).decode
+        found = ((line, decode(line)) for line in spool.lines()) if spool else iter(())
+        late = [(encode(record), record) for record in sorted(self._late[kind], key=order_key)]
+        return heapq.merge(found, late, key=lambda both: order_key(both[1])) if late else found
 
     def experiment_ids(self) -> set[str]:
         """The experiments that records name."""

@@ -37,6 +37,10 @@ class LeftOut:
         """This one does not arrive."""
         self._gone.add((kind, identity))
 
+    def has(self, kind: str, identity: str) -> bool:
+        """Whether this one does not arrive."""
+        return (kind, identity) in self._gone
+
     def because_of(self, record: Record) -> Reference | None:
         """What this record belongs to and does not arrive, or that it is left out itself; None where it can be sent.
 

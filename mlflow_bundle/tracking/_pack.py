@@ -247,8 +247,8 @@ class _Work:
             self._packer.add(experiment)
         for kind in found.gathered.kinds():
             has_files = _FILES in KINDS[kind].tables
-            for record in found.gathered.records(kind):
-                self._packer.add(record)
+            for line, record in found.gathered.lines(kind):
+                self._packer.add(record, line)
                 if has_files:
                     self._located.add(record)
         self.notes += found.gathered.dangling(self._packer.ids)

@@ -17,6 +17,7 @@ from mlflow_bundle._codec import decode_record, encode
 from mlflow_bundle._spool import LineSpool
 from mlflow_bundle.errors import NotFoundError, UsageError
 from mlflow_bundle.records import Experiment, Problem, Run
+from mlflow_bundle.tracking._content_digest import ContentDigests
 from mlflow_bundle.tracking._port import MlflowTarget, RestoredRun, TargetExperiment
 from mlflow_bundle.tracking._select import Selected, parent_of
 from mlflow_bundle.tracking._workspaces import DEFAULT_WORKSPACE, Homes, Named
@@ -48,9 +49,14 @@ class Placement:
 
     @property
     def finished(self) -> bool:
-        """Whether an earlier restore of this experiment left it in its archived state."""
+        """Whether an earlier restore of this experiment left it in its archived state, with the tags of this snapshot."""
         existing = self.existing
-        return existing is not None and self.ours and existing.lifecycle_stage == self.experiment.lifecycle_stage
+        return (
+            existing is not None
+            and self.ours
+            and existing.lifecycle_stage == self.experiment.lifecycle_stage
+            and set(self.experiment.tags) <= set(existing.tags)
+        )
 
 
 @dataclass(slots=True)
@@ -62,6 +68,7 @@ class Plan:
     parents: dict[str, str]
     problems: list[Problem]
     notes: list[str]
+    digests: ContentDigests
     _runs: LineSpool
 
     def runs(self) -> Iterator[Run]:
@@ -79,6 +86,11 @@ class Plan:
         """The run at the target that comes from this archived run."""
         found = (placement.there.get(run_id) for placement in self.placements.values())
         return next((run for run in found if run is not None), None)
+
+    def is_current(self, run: Run) -> bool:
+        """Whether an earlier restore finished this run, with the content that it has in this snapshot."""
+        there = self.there(run.run_id)
+        return there is not None and there.complete and there.digest == self.digests.of(run)
 
     def generations(self) -> list[int]:
         """For each selected run, how many of its ancestors are selected: parents are restored before their children."""
@@ -117,7 +129,8 @@ def make_plan(bundle: Bundle, target: MlflowTarget, selected: Selected, rename: 
         if run.experiment_id not in placements:
             raise NotFoundError(f"run {run.run_id} is of experiment {run.experiment_id}, which is not in the archive")
         placements[run.experiment_id].runs += 1
-    plan = Plan(placements, run_ids, parents, problems, _moved(selected.experiments, homes), spool)
+    notes = _moved(selected.experiments, homes)
+    plan = Plan(placements, run_ids, parents, problems, notes, ContentDigests(bundle), spool)
     plan.problems += _refused_keys(bundle, target, run_ids)
     plan.problems += _unreadable(bundle, run_ids)
     _find_restored(plan, target)

@@ -19,7 +19,7 @@ from typing import BinaryIO, Final, Literal, Protocol
 import pyarrow as pa
 
 from mlflow_bundle._table_specs import TABLES
-from mlflow_bundle.records import Experiment, Problem, Record, Run, Source
+from mlflow_bundle.records import Experiment, KeyValue, Problem, Record, Run, Source
 
 __all__ = [
     "LEFT_OUT",
@@ -201,7 +201,8 @@ class MlflowSource(Protocol):
 @dataclass(frozen=True, slots=True)
 class TargetExperiment:
     """An experiment that exists at the target. ``source_id`` is the archived experiment that it was restored from, if known.
-    ``creation_time`` (milliseconds) tells the same where ids are kept. ``workspace`` is empty where there are none."""
+    ``creation_time`` (milliseconds) tells the same where ids are kept. ``workspace`` is empty where there are none. ``tags``
+    are those that it has there."""
 
     experiment_id: str
     name: str
@@ -209,20 +210,24 @@ class TargetExperiment:
     source_id: str | None = None
     creation_time: int | None = None
     workspace: str = ""
+    tags: tuple[KeyValue, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class RestoredRun:
-    """A run at the target that comes from the archive. ``complete``: an earlier restore finished and compared it."""
+    """A run at the target that comes from the archive. ``complete``: an earlier restore finished and compared it. ``digest``
+    is what that restore noted of the content that it had: a snapshot with another one has something else."""
 
     run_id: str
     complete: bool
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedRun:
-    """A run to restore. ``source`` is the archived record. ``target_run_id`` is the unfinished run of an earlier restore.
-    ``parent_id`` is the id at the target of its parent, where that is known (else the tag stays as it was)."""
+    """A run to restore. ``source`` is the archived record. ``target_run_id`` is the run of an earlier restore that is not
+    finished, or had other content. ``parent_id`` is the id at the target of its parent, where that is known (else the tag
+    stays as it was). ``digest`` stands for the whole content of the run, to be kept with the mark of completion."""
 
     source: Run
     experiment_id: str
@@ -231,6 +236,7 @@ class PlannedRun:
     files: tuple[tuple[str, int, str], ...] = ()
     """path, size in bytes, SHA-256 in hex"""
     metric_rows: int = 0
+    digest: str = ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -252,19 +258,22 @@ OpenBlob = Callable[[str], AbstractContextManager[BinaryIO]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedEntity:
-    """An archived entity to restore. ``rows``: ``ROW_SCHEMAS`` without ``owner``; ``files``: path, size in bytes, SHA-256."""
+    """An archived entity to restore. ``rows``: ``ROW_SCHEMAS`` without ``owner``; ``files``: path, size in bytes, SHA-256.
+    ``digest`` stands for all of it."""
 
     record: Record
     rows: pa.Table | None = None
     files: tuple[tuple[str, int, str], ...] = ()
+    digest: str = ""
 
 
 @dataclass(slots=True, kw_only=True)
 class EntityResult:
     """What became of one planned entity, as read back from the target. Without problems it is restored completely.
 
-    ``action`` is ``restored``, ``there`` (it was at the target already, with the same content), ``merged`` (something of
-    that name was there and was completed), ``left out`` (the target cannot hold it; a problem says why) or ``failed``.
+    ``action`` is ``restored`` (made, or brought up to date where an earlier restore made it of another snapshot), ``there`` (it
+    was at the target already, with the same content), ``merged`` (something of that name was there; it got what it lacked,
+    and notes say what of its own it keeps), ``left out`` (the target cannot hold it; a problem says why) or ``failed``.
     ``rows`` and ``files`` count what was read back. ``notes`` say, a sentence each, what the target could not keep.
     """
 
@@ -277,6 +286,12 @@ class EntityResult:
     file_bytes: int = 0
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    def keeps(self, note: str) -> None:
+        """Note what the target keeps of its own, which the archive has otherwise: then the entity is not just there."""
+        self.notes.append(note)
+        if self.action == "there":
+            self.action = "merged"
 
 
 class IdMap:
@@ -346,7 +361,8 @@ class MlflowTarget(Protocol):
         ...
 
     def restored_runs(self, experiment_id: str, source_run_ids: Sequence[str]) -> Mapping[str, RestoredRun]:
-        """Those of these archived runs that are at the target already, by archived id."""
+        """Those of these archived runs that are at the target already, by archived id. One that is complete and was restored
+        with another digest is out of date: ``restore`` gets it again."""
         ...
 
     def place_experiment(
@@ -360,6 +376,7 @@ class MlflowTarget(Protocol):
     def restore(self, runs: Sequence[PlannedRun], metrics: Iterator[pa.Table], open_blob: OpenBlob) -> list[RunResult]:
         """Write these runs, read them back, compare, and mark them complete. ``metrics`` are tables of ``SERIES_SCHEMA`` whose
         owners index ``runs``. What the target cannot hold is left out and reported as a problem of that run.
+        A run that an earlier restore made of another snapshot becomes what this one says; what it cannot become is a problem.
         One run's failure does not stop the others; a target that is gone raises."""
         ...
 
@@ -373,6 +390,15 @@ class MlflowTarget(Protocol):
 
     def cannot_hold(self, record: Record) -> list[Problem]:
         """What of this record the target would refuse, cut or alter. A pure check, nothing is sent."""
+        ...
+
+    def row_limits(self, table: str) -> Callable[[pa.Table], Sequence[str]] | None:
+        """What says of rows of ``ROW_SCHEMAS`` which of them the target would refuse, a sentence each; None: it takes all."""
+        ...
+
+    def name_taken(self, record: Record, experiment_id: str) -> str | None:
+        """Why the target's experiment of this id cannot have this record, because of another one of its name, or None. The
+        target is asked, and nothing is written."""
         ...
 
     def restore_entities(
@@ -393,7 +419,7 @@ class MlflowTarget(Protocol):
 
     def after_deletions(self) -> list[EntityResult]:
         """Finish what had to wait until runs and experiments are deleted: the assessments that go with them otherwise, and
-        links between entities that are all there only now."""
+        links between entities that are all there only now. The results are of entities that were counted already."""
         ...
 
     def close(self) -> None: ...

@@ -127,7 +127,7 @@ class RestClient:
 
     def get_json(self, path: str, params: Params | None = None, *, answer: type[Answer] | Any = Any) -> Any:
         """GET, decoded as ``answer`` (a msgspec type)."""
-        return self._decode(self._send("GET", path, params=params), answer)
+        return self._decode(self._send("GET", path, params=params), answer, must_say=True)
 
     def post_json(
         self, path: str, body: Any, *, answer: type[Answer] | Any = Any, retry: bool = True, method: str = "POST"
@@ -135,7 +135,8 @@ class RestClient:
         """POST a JSON body, decoded as ``answer``. ``retry=False`` sends it at most once: for what must not happen twice."""
         content = msgspec.json.encode(body)
         retries = None if retry else 0
-        return self._decode(self._send(method, path, retries=retries, data=content, extra_headers=_JSON), answer)
+        response = self._send(method, path, retries=retries, data=content, extra_headers=_JSON)
+        return self._decode(response, answer, must_say=answer is not Any)
 
     def get_bytes(self, path: str, params: Params | None = None, *, retries: int | None = None) -> bytes:
         """GET a body as it is. ``retries`` is how often a server that fails is asked again (None: the default)."""
@@ -221,8 +222,9 @@ class RestClient:
             f"{what} refused {method} {path}: {error_code}: {said.message}", error_code=error_code, status=status
         )
 
-    def _decode(self, response: requests.Response, answer: Any) -> Any:
-        body = response.content or b"{}"
+    def _decode(self, response: requests.Response, answer: Any, *, must_say: bool) -> Any:
+        """The body as ``answer``. MLflow says ``{}`` where there is nothing: an empty body is none of its answers."""
+        body = response.content or (b"" if must_say else b"{}")
         try:
             try:
                 return msgspec.json.decode(body, type=answer, strict=False)

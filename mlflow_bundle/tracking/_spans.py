@@ -15,15 +15,34 @@ import pyarrow as pa
 
 from mlflow_bundle.tracking._port import ROW_SCHEMAS
 
-__all__ = ["SPANS", "attribute", "hex_id", "meaning", "span_texts", "span_values", "spans_table"]
+__all__ = [
+    "SPANS",
+    "SPAN_SIGNS",
+    "attribute",
+    "hex_id",
+    "meaning",
+    "span_texts",
+    "span_values",
+    "spans_not_found",
+    "spans_table",
+]
 
 SPANS: Final = ROW_SCHEMAS["spans/1"]
+#: Metadata that MLflow writes when it has seen the spans of a trace.
+SPAN_SIGNS: Final = ("mlflow.trace.sizeStats", "mlflow.trace.sizeBytes", "mlflow.traceInputs", "mlflow.traceOutputs")
 _STATUS_PREFIX: Final = "STATUS_CODE_"
 #: MLflow cuts model names in its columns.
 _MODEL_CHARS: Final = 500
 _INT64: Final = 2**63
 _FIRST_LIST: Final = re.compile(r'\s*\{\s*"spans"\s*:\s*\[')
 _BETWEEN: Final = re.compile(r"[\s,]*")
+
+
+def spans_not_found(trace_ids: Sequence[str]) -> list[str]:
+    """A note about traces that had spans, by their own metadata, and whose spans are nowhere."""
+    if not trace_ids:
+        return []
+    return [f"{len(trace_ids):,} traces had spans, and none were found where they should be (for example {min(trace_ids)})"]
 
 
 class _Payload(msgspec.Struct):

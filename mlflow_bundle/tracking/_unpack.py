@@ -109,7 +109,10 @@ def unpack(
     """Restore a snapshot, or a selection of it, to an MLflow server or database.
 
     The selection means the same as in ``pack``. ``rename`` gives archived experiments other names. An experiment that
-    exists gets the runs; runs that an earlier unpack restored are left alone, unfinished ones are finished.
+    exists gets the runs; runs that an earlier unpack restored are left alone, unfinished ones are finished. What an unpack
+    of another snapshot restored becomes what this one says, so that a newer one brings it up to date: nothing is taken away
+    from it, and what it cannot become (a param has one value for ever, a point stays) is a problem. A database is never
+    changed, only added to: there every difference is a problem or a note.
     Everything goes into the workspace that it is archived from, made where the target lacks it, or all of it into
     ``workspace``; of two experiments or models that would get one name then, one is left out and reported. Webhooks come
     back disabled, scorers with a sample rate of 0 unless ``online_scoring`` is set, and nothing that was secret comes back.
@@ -197,7 +200,8 @@ def restore(
         left_out = LeftOut()
         for source_id in plan.refused():
             left_out.add("experiment", source_id)
-        plan.problems += entity_problems(gathered, target, left_out, homes)
+        existing = {source: p.existing.experiment_id for source, p in plan.placements.items() if p.existing}
+        plan.problems += entity_problems(archive, gathered, target, left_out, homes, existing=existing)
         options = RestoreOptions(workspace=workspace, online_scoring=online_scoring)
         ids = IdMap()
         entities = EntityRestore(archive, target, gathered, ids=ids, options=options, left_out=left_out, homes=homes)
@@ -243,12 +247,16 @@ class _Restore:
         self._failed: set[str] = set()
         self._problems: list[Problem] = list(plan.problems)
         self._notes: Counter[str] = Counter()
+        self._current: set[str] = set()
+        # A target that keeps ids compares every run again.
+        if not target.keeps_ids and any(placement.there for placement in plan.placements.values()):
+            self._current = {run.run_id for run in plan.runs() if plan.is_current(run)}
         for placement in plan.placements.values():
             self._ids |= {source: run.run_id for source, run in placement.there.items() if run.complete or target.keeps_ids}
 
     def run(self) -> None:
         """Do it."""
-        waiting = Counter(run.experiment_id for run in self._plan.runs() if not self._is_done(run))
+        waiting = Counter(run.experiment_id for run in self._plan.runs() if run.run_id not in self._current)
         placed = [
             placement
             for source, placement in self._plan.placements.items()
@@ -267,39 +275,47 @@ class _Restore:
         progress.close()
         self._restore_entities()
         for placement in placed:
-            if placement.experiment.lifecycle_stage != "deleted" or placement.target_id is None:
+            if placement.action == "refused" or placement.target_id is None:
                 continue
             if placement.ours:
                 self._finish(placement.experiment, placement.target_id)
-            else:
+            elif placement.experiment.lifecycle_stage == "deleted":
                 self._note(
                     f"experiment {placement.name!r} is deleted in the archive and was active at the target: it stays active"
                 )
         for result in self._target.after_deletions():
-            self._entities.note(result)
+            self._entities.finish(result)
 
     def _finish(self, experiment: Experiment, target_id: str) -> None:
-        """Delete the experiment as it is in the archive. Where that is refused, the other experiments go on."""
+        """Delete the experiment, or runs of it, as archived. Where that is refused, the other experiments go on."""
         try:
             self._target.finish_experiment(experiment, target_id)
         except ServerError as error:
-            if isinstance(error, AuthError) or error.status is None:
-                raise
-            there = experiment.experiment_id
-            message = f"experiment {experiment.name!r}: it stays active: {error.message}"
-            self._problems.append(
-                Problem(code="not-restored", kind="experiment", id=there, message=message, experiments=(there,))
-            )
+            self._report(experiment, f"experiment {experiment.name!r}: its state is not as archived: {error.message}", error)
 
     def _place(self, placement: Placement) -> None:
-        """Make the experiment, or find out that the target cannot hold it, which the plan has said."""
+        """Make the experiment, or find out that the target cannot hold it, which the plan has said, or refuses it: then its
+        runs and what else belongs to it fail, and the other experiments go on."""
         try:
             placement.target_id = self._target.place_experiment(
                 placement.experiment, name=placement.name, existing=placement.existing, workspace=placement.workspace
             )
         except CannotHoldError:
-            placement.action = "refused"
-            self._entities.leave_out("experiment", placement.experiment.experiment_id)
+            self._refused(placement)
+        except ServerError as error:
+            self._refused(placement)
+            self._report(placement.experiment, f"experiment {placement.name!r}: {error.message}", error)
+
+    def _refused(self, placement: Placement) -> None:
+        placement.action = "refused"
+        self._entities.leave_out("experiment", placement.experiment.experiment_id)
+
+    def _report(self, experiment: Experiment, message: str, error: ServerError) -> None:
+        """A problem of one experiment, unless the target refuses everything or is gone."""
+        if isinstance(error, AuthError) or error.status is None:
+            raise error
+        there = experiment.experiment_id
+        self._problems.append(Problem(code="not-restored", kind="experiment", id=there, message=message, experiments=(there,)))
 
     def _restore_entities(self) -> None:
         """All other kinds, in their order; the runs get their logged models as soon as those are there."""
@@ -337,7 +353,7 @@ class _Restore:
             batches: dict[str, list[Run]] = {}
             points: Counter[str] = Counter()
             for run in self._plan.runs():
-                if self._is_done(run) or (last and number[run.run_id] != generation):
+                if run.run_id in self._current or (last and number[run.run_id] != generation):
                     continue
                 home = self._plan.placements[run.experiment_id].workspace
                 batch = batches.setdefault(home, [])
@@ -348,11 +364,6 @@ class _Restore:
                 batches[home].append(run)
                 points[home] += count
             yield from (batch for batch in batches.values() if batch)
-
-    def _is_done(self, run: Run) -> bool:
-        """Whether an earlier unpack finished this run. A target that keeps ids compares it again."""
-        there = self._plan.there(run.run_id)
-        return not self._target.keeps_ids and there is not None and there.complete
 
     def _restore(self, batch: Sequence[Run]) -> None:
         ids = [run.run_id for run in batch]
@@ -377,10 +388,12 @@ class _Restore:
             parent_id=self._ids.get(self._plan.parents.get(run.run_id, "")),
             files=tuple(files),
             metric_rows=points,
+            digest="" if self._target.keeps_ids else self._plan.digests.of(run),
         )
 
     def _take(self, result: RunResult) -> None:
-        was_there = self._target.keeps_ids and self._plan.there(result.source_run_id) is not None
+        there = self._plan.there(result.source_run_id)
+        was_there = self._target.keeps_ids and there is not None
         for note in result.notes:
             self._note(note)
         if result.run_id is not None:
@@ -389,6 +402,8 @@ class _Restore:
         self._problems += [p for p in result.problems if (p.code, p.id, p.path, p.message) not in known]
         self._count(result.source_run_id, self._failed if result.problems else self._there if was_there else self._restored)
         if not was_there:
+            if there is not None and there.complete and not result.problems:
+                self._note("a run of an earlier restore was brought up to date: this snapshot says something else of it")
             self._points += result.metric_points
             self._files += result.files
             self._bytes += result.file_bytes
@@ -405,10 +420,10 @@ class _Restore:
     def report(self, *, dry_run: bool, seconds: float) -> UnpackReport:
         """The counts so far."""
         plan, target = self._plan, self._target
-        done = {run for run in plan.run_ids if (there := plan.there(run)) is not None and there.complete}
-        if not target.keeps_ids or dry_run:
-            self._there = done - self._failed
-        refused = sum(p.runs for p in plan.placements.values() if p.action == "refused")
+        if not target.keeps_ids:
+            self._there = self._current - self._failed
+        refused = [p for p in plan.placements.values() if p.action == "refused"]
+        lost = sum(p.runs - len(self._current & p.there.keys()) for p in refused)
         noted = self._notes + self._entities.notes
         notes = [
             *plan.notes,
@@ -428,8 +443,8 @@ class _Restore:
             runs_selected=len(plan.run_ids),
             runs_restored=len(self._restored),
             runs_already_there=len(self._there),
-            runs_failed=len(self._failed) + (0 if dry_run else refused),
-            runs_planned=len(plan.run_ids) - len(done) - refused if dry_run else 0,
+            runs_failed=len(self._failed) + (0 if dry_run else lost),
+            runs_planned=len(plan.run_ids) - len(self._current) - lost if dry_run else 0,
             metric_points=self._points,
             files=self._files,
             file_bytes=self._bytes,

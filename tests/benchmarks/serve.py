@@ -76,6 +76,8 @@ def main() -> None:
         add_experiment(database, content, artifacts=str(room / "artifacts"))
         mlflow_bundle.pack(None, room / "b", tracking_uri=f"sqlite:///{database}")
         print(f"{content}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
+        print(f"mlflow-bundle serve, first   {_ours(room / 'b', room / 'cache'):6.1f} s   MLflow's tables are made too")
+        next((room / "cache/serve").glob("[0-9a-f]*-*-*.db")).unlink()
         print(f"mlflow-bundle serve, new     {_ours(room / 'b', room / 'cache'):6.1f} s   target 10 s")
         print(f"mlflow-bundle serve, cached  {_ours(room / 'b', room / 'cache'):6.1f} s   target 2 s")
         print(f"mlflow server, same database {_theirs(database):6.1f} s")

@@ -178,6 +178,25 @@ def test_links_in_the_destination(command: Command, archived: Archived, tmp_path
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
+def test_force_replaces_files_only(command: Command, archived: Archived, tmp_path: Path) -> None:
+    """A link, a pipe or a device in the place of a file is never replaced, and then nothing at all is written."""
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link/plain.txt").symlink_to(tmp_path / "mine.txt")
+    (tmp_path / "dead").mkdir()
+    (tmp_path / "dead/plain.txt").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "pipe").mkdir()
+    os.mkfifo(tmp_path / "pipe/plain.txt")
+    for name in ("link", "dead", "pipe"):
+        done = command("get", archived.bundle, "churn/parent", tmp_path / name, "--force")
+        assert (done.code, [path.name for path in (tmp_path / name).iterdir()]) == (2, ["plain.txt"])
+        assert "is a link, a device or a pipe" in done.err
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+    path = "churn/parent/artifacts/plain.txt"
+    assert command("get", archived.bundle, path, tmp_path / "link/plain.txt", "--force").code == 2
+    assert (tmp_path / "link/plain.txt").is_symlink()
+
+
 def test_missing_files(command: Command, tmp_path: Path) -> None:
     """A file that a partial snapshot lacks is reported with 3, and the rest is written."""
     bundle = crafted(tmp_path / "b", {"fine.txt": b"fine", "lost.txt": None})

@@ -168,6 +168,22 @@ def test_stdout_that_cannot_be_written(archived: Archived) -> None:
     assert err.decode().splitlines() == ["mlflow-bundle: stdout cannot be written: No space left on device"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs preexec_fn")
+@pytest.mark.parametrize(
+    ("stream", "words", "code", "said"),
+    [
+        (1, ["log", "BUNDLE"], 1, "mlflow-bundle: stdout cannot be written: Bad file descriptor\n"),
+        (2, ["log", "BUNDLE"], 0, ""),
+        (2, ["log", "nowhere"], 10, ""),
+    ],
+)
+def test_streams_that_are_closed(archived: Archived, stream: int, words: list[str], code: int, said: str) -> None:
+    """A closed stdout is an error of one sentence, not a success with lost output; a closed stderr changes no exit code."""
+    given = [archived.bundle if word == "BUNDLE" else word for word in words]
+    done = process(*given, preexec_fn=lambda: os.close(stream))
+    assert (done.code, done.err) == (code, said)
+
+
 def test_interrupt(tmp_path: Path) -> None:
     """Ctrl-C while a server does not answer ends with 130 and one sentence; nothing was committed."""
     with socket.create_server(("127.0.0.1", 0)) as server:

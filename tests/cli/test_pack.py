@@ -69,6 +69,17 @@ def test_dry_run(command: Command, archived: Archived, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_dry_run_tells_what_cannot_be_read(command: Command, tmp_path: Path) -> None:
+    """What a pack could not read is told before anything is written: here an experiment on a disk that is not mounted."""
+    (tmp_path / "mlruns/0").mkdir(parents=True)
+    (tmp_path / "mlruns/0/meta.yaml").write_text("experiment_id: '0'\nname: Default\nlifecycle_stage: active\n")
+    (tmp_path / "mlruns/1").symlink_to("/no/such/disk")
+    words = ["pack", tmp_path / "b", "--tracking-uri", tmp_path / "mlruns", "--dry-run"]
+    done = command(*words)
+    assert (done.code, "is a link that leads nowhere" in done.err) == (0, True)
+    assert [problem["id"] for problem in json.loads(command(*words, "--json").out)["problems"]] == ["1"]
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [

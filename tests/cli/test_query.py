@@ -114,6 +114,9 @@ def test_a_folder_that_takes_no_file_is_said(command: Command, archived: Archive
         done = command("query", archived.bundle, *words, str(tmp_path / name))
         assert done.code == 2
         assert "cannot be written" in done.err
+        (tmp_path / "file").touch()
+        done = command("query", archived.bundle, *words, str(tmp_path / "file" / "x"))
+        assert (done.code, done.err.splitlines()[0]) == (2, f"mlflow-bundle: there is no folder {tmp_path / 'file'}")
     assert command("query", archived.bundle, "  ").code == 2
 
 

@@ -2,52 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 import pytest
-import s3fs
 
 import mlflow_bundle as bundle
-from mlflow_bundle import _lookup
-from mlflow_bundle._limits import MIB, Targets
-from mlflow_bundle._storage import SparseFile, open_storage
-from mlflow_bundle.errors import NotFoundError, UsageError
-from tests.benchmarks.query import run_id, write_bundle
+from mlflow_bundle import _lookup, _row_groups
+from mlflow_bundle._limits import MIB, Limits, Targets
+from mlflow_bundle._storage import Pieces, SparseFile, open_storage
+from mlflow_bundle.errors import LimitError, NotFoundError, UsageError
+from tests.benchmarks.query import counted, run_id, write_bundle
 from tests.building import content_of, everything_of, pack_content, run_of
 from tests.fixtures.s3 import Bucket
 
 
-class Traffic:
-    """The requests of a stretch of code, and the bytes of their answers."""
-
-    def __init__(self) -> None:
-        self.requests: list[str] = []
-        self.bytes = 0
-
-
-@contextmanager
-def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Traffic]:
-    """Count what s3fs sends meanwhile."""
-    traffic, send = Traffic(), s3fs.S3FileSystem._call_s3
-
-    async def call(self: Any, method: str, *rest: Any, **named: Any) -> Any:
-        answer = await send(self, method, *rest, **named)
-        traffic.requests.append(method)
-        traffic.bytes += int(answer.get("ContentLength", 0)) if method == "get_object" else 0
-        return answer
-
-    with monkeypatch.context() as patch:
-        patch.setattr(s3fs.S3FileSystem, "_call_s3", call)
-        yield traffic
-
-
 @pytest.mark.slow
-def test_questions_to_a_hundred_thousand_runs(s3_bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_questions_to_a_hundred_thousand_runs(s3_bucket: Bucket) -> None:
     """The list of runs, and one run's series wherever it lies, take at most 5 requests; a series less than 2 MiB."""
     url, runs = f"s3://{s3_bucket.name}/b", 100_000
     with open_storage(url, storage_options=s3_bucket.storage_options) as storage:
@@ -56,22 +29,22 @@ def test_questions_to_a_hundred_thousand_runs(s3_bucket: Bucket, monkeypatch: py
     def opened() -> bundle.Bundle:
         return bundle.open(url, storage_options=s3_bucket.storage_options)
 
-    with counted(monkeypatch) as traffic, opened():
+    with counted() as traffic, opened():
         assert len(traffic.requests) <= 4
     for number in (0, runs // 2, runs - 1):
-        with opened() as archive, counted(monkeypatch) as traffic:
+        with opened() as archive, counted() as traffic:
             points = archive.metrics(run_id=run_id(number), key="loss")
         assert (points["run_id"].unique().to_pylist(), points["step"].to_pylist()) == ([run_id(number)], list(range(10)))
         assert len(traffic.requests) <= 5, traffic.requests
         assert traffic.bytes < 2 * MIB
     with opened() as archive:
-        with counted(monkeypatch) as traffic:
+        with counted() as traffic:
             assert archive.runs().num_rows == runs
         assert len(traffic.requests) <= 5, traffic.requests
-        with counted(monkeypatch) as traffic:
+        with counted() as traffic:
             assert archive.runs(experiment="experiment 3", where=pc.field("status") == "FAILED").num_rows == 1_111
         assert not traffic.requests
-    with opened() as archive, counted(monkeypatch) as traffic:
+    with opened() as archive, counted() as traffic:
         found = archive.sql("select run_name from runs order by metrics['accuracy'] desc limit 1")
         assert found.num_rows == 1
         assert traffic.bytes < 10 * MIB
@@ -153,14 +126,15 @@ def test_a_sparse_file_gives_the_bytes_of_the_file() -> None:
     source = np.random.default_rng(3)
     data, fetched = source.bytes(300_000), 0
 
-    def fetch(start: int, length: int) -> bytes:
+    def fetch(path: str, start: int, length: int) -> bytes:
         nonlocal fetched
+        assert path == "a"
         assert 0 <= start <= start + length <= len(data)
         fetched += length
         return data[start : start + length]
 
-    for tail in (0, 1, 65_536, 10**6):
-        file = SparseFile(fetch, len(data), tail=tail)
+    for tail, limit in product((0, 1, 65_536, 10**6), (0, 100_000, 10**6)):
+        file = SparseFile(Pieces(fetch, least=1_000, limit=limit), "a", len(data), tail=tail)
         for start in [len(data) - 8, len(data), 0, *map(int, source.integers(0, len(data), 200))]:
             length = int(source.integers(0, 70_000))
             file.seek(start)
@@ -168,3 +142,33 @@ def test_a_sparse_file_gives_the_bytes_of_the_file() -> None:
             assert file.tell() == min(start + length, len(data))
         file.seek(-10, 2)
         assert file.read() == data[-10:]
+
+
+def test_two_threads_decode_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs and the views are the same by one thread and by two, for a bundle of any size; so is what a limit refuses."""
+    with open_storage(tmp_path / "b", create=True) as storage:
+        pack_content(storage, everything_of(30))
+    found = []
+    for large in (0, 10**9):
+        monkeypatch.setattr(_row_groups, "_LARGE", large)
+        with bundle.open(tmp_path / "b") as archive:
+            found.append([archive.runs(), archive.files(), *(archive.reader.view(kind) for kind in ("run", "trace"))])
+        with (
+            bundle.open(tmp_path / "b", limits=Limits(row_group_bytes=100)) as archive,
+            pytest.raises(LimitError, match="row group"),
+        ):
+            archive.runs()
+    assert found[0] == found[1]
+    assert found[0][0].num_rows == 30
+
+
+def test_a_column_is_not_taken_for_a_view(tmp_path: Path) -> None:
+    """A query that subscripts a column named like a view opens no object for that view."""
+    with open_storage(tmp_path / "b", create=True) as storage:
+        pack_content(storage, content_of(3))
+    with bundle.open(tmp_path / "b") as archive:
+        assert archive.sql("select params ['x'], metrics['y'] from runs").num_rows == 3
+        missing = archive._sessions[False]._missing
+        assert {"params", "metrics"} <= set(missing)
+        assert "runs" not in missing
+        assert archive.sql("select count(*) from metrics, params").num_rows == 1

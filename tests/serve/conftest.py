@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +23,14 @@ START_SECONDS = 300
 
 @dataclass(frozen=True)
 class Served:
-    """A served archive: its URL, its database as a tracking URI, the bundle, and the cache folder."""
+    """A served archive: its URL, its database as a tracking URI, the bundle, the cache folder, and whether something in that
+    was damaged."""
 
     url: str
     tracking_uri: str
     bundle: str
     cache: Path
+    damaged: bool
 
 
 def environment(cache: Path, **more: str) -> dict[str, str]:
@@ -38,13 +41,20 @@ def environment(cache: Path, **more: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def serving(bundle: str, cache: Path, *options: str, env: Mapping[str, str] | None = None) -> Iterator[Served]:
-    """``mlflow-bundle serve`` on a free port, until the block ends; it must end by itself when it is interrupted."""
+    """``mlflow-bundle serve`` on a free port, until the block ends; it must end by itself when it is interrupted, and leave
+    nothing in its working folder."""
     command = [sys.executable, "-m", "mlflow_bundle", "serve", bundle, "--port", "0", "--no-open", "--json", *options]
     log = cache.parent / f"{cache.name}.log"
     cache.parent.mkdir(parents=True, exist_ok=True)
+    here = Path(tempfile.mkdtemp(prefix="here-", dir=cache.parent))
     with log.open("wb") as talk:
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=talk, stdin=subprocess.DEVNULL, env=environment(cache, **(env or {}))
+            command,
+            stdout=subprocess.PIPE,
+            stderr=talk,
+            stdin=subprocess.DEVNULL,
+            env=environment(cache, **(env or {})),
+            cwd=here,
         )
     assert process.stdout is not None
     try:
@@ -55,9 +65,10 @@ def serving(bundle: str, cache: Path, *options: str, env: Mapping[str, str] | No
                 break
         assert lines, f"it did not start:\n{log.read_text()}"
         told = json.loads(b"".join(lines))
-        yield Served(told["url"], told["tracking_uri"], bundle, cache)
+        yield Served(told["url"], told["tracking_uri"], bundle, cache, told["damaged"])
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 0, log.read_text()
+        assert list(here.iterdir()) == []
     finally:
         process.kill()
         process.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import sqlite3
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -19,7 +21,9 @@ from mlflow.exceptions import MlflowException
 
 import mlflow_bundle
 from mlflow_bundle.errors import StorageError, UsageError
-from mlflow_bundle.tracking.serve import _server, listening, metadata_of
+from mlflow_bundle.tracking.database import _schema
+from mlflow_bundle.tracking.database._revision import head_revision
+from mlflow_bundle.tracking.serve import Metadata, _server, listening, metadata_of
 from tests.fixtures.answers import differences, every_answer
 from tests.fixtures.estate import Estate
 from tests.fixtures.server import MlflowServer
@@ -154,7 +158,87 @@ def test_the_database_is_made_once(estate_bundle: str, tmp_path: Path) -> None:
     assert (first.made, again.made, third.made) == (True, False, False)
     assert first.path == again.path == third.path
     assert place == {"bundle": str(copy)}
-    assert [path.name for path in (tmp_path / "cache/serve").iterdir()] == [first.path.name]
+    assert {path.name for path in (tmp_path / "cache/serve").iterdir()} == {first.path.name, f"empty-{head_revision()}.db"}
+
+
+def _one_experiment(folder: Path) -> Path:
+    """A bundle of one experiment with a run."""
+    uri = f"sqlite:///{folder}/mlflow.db"
+    client = MlflowClient(uri)
+    experiment = client.create_experiment("only", artifact_location=str(folder / "a"))
+    client.log_metric(client.create_run(experiment).info.run_id, "loss", 0.5)
+    mlflow_bundle.pack("only", folder / "b", tracking_uri=uri)
+    return folder / "b"
+
+
+def _names(metadata: Metadata) -> list[str]:
+    """What MLflow reads."""
+    return [experiment.name for experiment in MlflowClient(metadata.uri).search_experiments()]
+
+
+def test_a_second_archive_needs_no_migrations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's empty database is kept too, and copied for every other archive."""
+    with mlflow_bundle.open(_one_experiment(tmp_path)) as archive:
+        metadata_of(archive, cache=tmp_path / "cache").path.unlink()
+        monkeypatch.setattr(_schema, "_create_tables", None)
+        again = metadata_of(archive, cache=tmp_path / "cache")
+    assert again.made
+    assert _names(again) == ["only"]
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "empty": lambda path: os.truncate(path, 0),
+    "shorter": lambda path: os.truncate(path, path.stat().st_size // 2 // 4096 * 4096),
+    "torn": lambda path: os.truncate(path, path.stat().st_size - 100),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + bytes(4096)),
+    "another file": lambda path: path.write_text("not a database" * 1000),
+    "no tables": lambda path: (path.unlink(), sqlite3.connect(path).execute("CREATE TABLE a (b)").connection.close()),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_damaged_in_the_cache_is_made_anew(damage: str, tmp_path: Path) -> None:
+    """The database of an archive and the empty one; that it was damaged is told."""
+    with mlflow_bundle.open(_one_experiment(tmp_path)) as archive:
+        first = metadata_of(archive, cache=tmp_path / "cache")
+        assert not first.damaged
+        for path in (tmp_path / "cache/serve").iterdir():
+            DAMAGES[damage](path)
+        again = metadata_of(archive, cache=tmp_path / "cache")
+        assert (again.path, again.made, again.damaged) == (first.path, True, True)
+        assert _names(again) == ["only"]
+        assert not metadata_of(archive, cache=tmp_path / "cache").made
+
+
+@pytest.mark.slow
+def test_a_damaged_database_is_not_served(tmp_path: Path) -> None:
+    """The command says that it was damaged, and serves a new one."""
+    bundle = _one_experiment(tmp_path)
+    with mlflow_bundle.open(bundle) as archive:
+        path = metadata_of(archive, cache=tmp_path / "cache").path
+    os.truncate(path, 8192)
+    with serving(str(bundle), tmp_path / "cache") as running:
+        status, text = ask(running.url, "POST", "/api/2.0/mlflow/experiments/search", {"max_results": 10})
+    assert status == 200
+    assert [experiment["name"] for experiment in json.loads(text)["experiments"]] == ["only"]
+    assert running.damaged
+
+
+def test_the_working_folder_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who opens the database in Python finds nothing new in the working folder. (Servers: see ``serving``.)"""
+    with mlflow_bundle.open(_one_experiment(tmp_path)) as archive:
+        metadata = metadata_of(archive, cache=tmp_path / "cache")
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    mlflow.set_tracking_uri(metadata.uri)
+    try:
+        assert len(mlflow.search_runs(experiment_names=["only"])) == 1
+        assert MlflowClient().search_registered_models() == []
+    finally:
+        mlflow.set_tracking_uri(None)
+    assert list(here.iterdir()) == []
 
 
 def test_an_archive_without_the_default_experiment(tmp_path: Path) -> None:

@@ -218,7 +218,7 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "a drive": lambda: _zip([("C:/x", b"1")]),
     "a backslash": lambda: _zip([("a\\b", b"1")]),
     "an empty part": lambda: _zip([("a//b", b"1")]),
-    "compressed": lambda: _zip([("a", b"1" * 100)], compression=zipfile.ZIP_DEFLATED),
+    "compressed": lambda: _zip([("mlflow-bundle.json", b"1" * 100)], compression=zipfile.ZIP_DEFLATED),
     "two of one name": lambda: _zip([("a", b"1"), ("a", b"2")]),
     "overlap": _overlap,
     "encrypted": _encrypted,
@@ -442,3 +442,11 @@ def test_more_files_than_a_reader_opens_are_not_written(monkeypatch: pytest.Monk
 
 def _ranges(data: bytes) -> Callable[[int, int], bytes]:
     return lambda start, length: data[start : start + length]
+
+
+def test_a_zip_file_of_something_else(tmp_path: Path) -> None:
+    """Any ZIP file that is no bundle is called so, however it stores its files."""
+    for method in (zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED):
+        (tmp_path / "other.zip").write_bytes(_zip([("a", b"1" * 100)], compression=method))
+        with pytest.raises(BundleNotFoundError):
+            mlflow_bundle.open(tmp_path / "other.zip")

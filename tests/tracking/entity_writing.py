@@ -7,10 +7,13 @@ import io
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 from mlflow import MlflowClient
+from mlflow.store.tracking.rest_store import RestStore
+from mlflow.utils.rest_utils import MlflowHostCreds
 
 from mlflow_bundle.entities import KeyValue, Record
 from mlflow_bundle.tracking._port import ROW_SCHEMAS, EntityResult, IdMap, PlannedEntity, RestoreOptions
@@ -19,6 +22,20 @@ from tests.fixtures.server import MlflowServer
 
 #: Columns that tell when something was last looked at.
 VOLATILE = ("last_updated_time", "last_update_time", "last_updated_timestamp_ms")
+
+
+class Stopped(BaseException):
+    """The process ends here."""
+
+
+def stop(*_: Any, **__: Any) -> None:
+    """What a step is replaced with, so that the process ends at it."""
+    raise Stopped
+
+
+def rest_store(server: MlflowServer) -> RestStore:
+    """MLflow's own view of a server."""
+    return RestStore(partial(MlflowHostCreds, server.url))
 
 
 class Restoring:

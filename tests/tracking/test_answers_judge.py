@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mlflow_bundle.tracking.database._entities import NOT_ARCHIVED
+from mlflow_bundle.tracking.database._not_archived import NOT_ARCHIVED
 from tests.fixtures.answers import differences, every_answer
 from tests.fixtures.estate import Estate
 from tests.fixtures.server import MlflowServer, ServerFactory

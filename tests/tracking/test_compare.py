@@ -12,7 +12,7 @@ from msgspec import UNSET
 
 from mlflow_bundle.entities import ModelInput, ModelOutput
 from mlflow_bundle.records import Dataset, DatasetInput, Experiment, KeyValue, Record, Run
-from mlflow_bundle.tracking._compare import experiment_differences, run_differences
+from mlflow_bundle.tracking._compare import record_differences, run_differences
 
 DATASET = Dataset(name="train", digest="abc", source_type="local", source="{}", schema="{}", profile="{}")
 RUN = Run(
@@ -61,7 +61,7 @@ def _differences(expected: Record, actual: Record) -> list[str]:
         return run_differences(expected, actual)
     assert isinstance(expected, Experiment)
     assert isinstance(actual, Experiment)
-    return experiment_differences(expected, actual)
+    return record_differences(expected, actual)
 
 
 @pytest.mark.parametrize(

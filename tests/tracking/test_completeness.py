@@ -13,65 +13,10 @@ from mlflow.store.db.utils import _initialize_tables
 from sqlalchemy import create_engine
 from sqlalchemy import inspect as reflect
 
-from mlflow_bundle._table_specs import TABLES
 from mlflow_bundle.entities import Assessment, Record
 from mlflow_bundle.kinds import KINDS
-from mlflow_bundle.tracking.database._entities import ENTITIES, NOT_ARCHIVED
-from mlflow_bundle.tracking.database._read import RUN_COLUMNS
-from mlflow_bundle.tracking.database._traces_read import EXTRA_COLUMNS
-
-#: Columns that the roads of experiments, runs and owned tables read, which are not rows of ``ENTITIES``.
-READ_ELSEWHERE: Mapping[str, set[str]] = {
-    "experiments": {
-        "experiment_id",
-        "name",
-        "workspace",
-        "artifact_location",
-        "lifecycle_stage",
-        "creation_time",
-        "last_update_time",
-    },
-    "experiment_tags": {"experiment_id", "key", "value"},
-    "runs": {column for column, _ in RUN_COLUMNS.values()},
-    "params": {"key", "value", "run_uuid"},
-    "tags": {"key", "value", "run_uuid"},
-    "metrics": {"key", "value", "timestamp", "step", "is_nan", "run_uuid"},
-    "datasets": {
-        "experiment_id",
-        "name",
-        "digest",
-        "dataset_source_type",
-        "dataset_source",
-        "dataset_schema",
-        "dataset_profile",
-    },
-    "inputs": {"source_type", "source_id", "destination_type", "destination_id", "step"},
-    "input_tags": {"input_uuid", "name", "value"},
-    "logged_model_metrics": {
-        "model_id",
-        "experiment_id",
-        "metric_name",
-        "metric_timestamp_ms",
-        "metric_step",
-        "metric_value",
-        "run_id",
-        "dataset_name",
-        "dataset_digest",
-    },
-    "spans": {name for name in TABLES["spans/1"].schema.names if name != "experiment_id"},
-    "trace_info": set(EXTRA_COLUMNS),
-}
-
-
-def archived_columns() -> dict[str, set[str]]:
-    """Every column that is read, by table."""
-    found: dict[str, set[str]] = {table: set(columns) for table, columns in READ_ELSEWHERE.items()}
-    for entity in ENTITIES.values():
-        found.setdefault(entity.table, set()).update(entity.fields.values(), entity.key)
-        for child in entity.children:
-            columns = found.setdefault(child.table, set())
-            columns.update(child.columns.values(), child.link, child.constants)
-    return found
+from mlflow_bundle.tracking.database._not_archived import NOT_ARCHIVED
+from mlflow_bundle.tracking.database._unread import archived_columns
 
 
 @pytest.fixture(scope="module")

@@ -352,7 +352,17 @@ def test_postgresql_and_back_every_row(derived: str, postgres_database: Callable
 
 
 #: What PostgreSQL refuses, planted past MLflow's own checks: SQL for SQLite, and the problem that names it.
+NUL_IN_A_SPAN = """
+INSERT INTO spans (
+    trace_id, experiment_id, span_id, name, type, status, start_time_unix_nano, end_time_unix_nano, content
+) SELECT request_id, experiment_id, '00000000000000aa', 'nul' || char(0), 'X', 'OK', 1, 2, '{}'
+FROM trace_info WHERE request_id LIKE '%4'
+"""
 REFUSED = (
+    (
+        NUL_IN_A_SPAN,
+        "1 spans rows are left out: name: it holds a NUL character",
+    ),
     (
         "UPDATE registered_models SET description = printf('%.*c', 6000, 'x') WHERE name || workspace = 'modeldefault'",
         "description is left out",

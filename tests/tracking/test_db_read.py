@@ -36,6 +36,7 @@ from mlflow_bundle.errors import (
 )
 from mlflow_bundle.records import KINDS, Run, order_key
 from mlflow_bundle.tracking._port import SERIES_SCHEMA, RunQuery
+from mlflow_bundle.tracking.database import _points_read
 from mlflow_bundle.tracking.database import _read as _db_read
 from mlflow_bundle.tracking.database._connection import parse_uri
 from mlflow_bundle.tracking.database._read import DatabaseSource
@@ -252,8 +253,8 @@ def test_a_metric_of_a_wrong_type_is_an_error(
     run_id = awkward_database[1].runs["long"]
     execute(copy, f"UPDATE metrics SET {column} = x'ff' WHERE run_uuid = '{run_id}' AND step = 20000")
     if streamed:
-        monkeypatch.setattr(_db_read, "STREAMED_POINTS", 100)
-        monkeypatch.setattr(_db_read, "CHUNK_POINTS", 4000)
+        monkeypatch.setattr(_points_read, "STREAMED_POINTS", 100)
+        monkeypatch.setattr(_points_read, "CHUNK_POINTS", 4000)
     with reading(copy) as source, pytest.raises(BundleError) as raised:
         list(source.metrics([run_id]))
     assert isinstance(raised.value, CorruptError | ServerError)
@@ -371,8 +372,8 @@ def test_metrics_are_the_same_in_any_chunks(
     ids = summary.run_ids[::-1]
     with reading(uri) as source:
         expected = series_digests(source.metrics(ids), len(ids))
-    monkeypatch.setattr(_db_read, "CHUNK_POINTS", chunk)
-    monkeypatch.setattr(_db_read, "STREAMED_POINTS", streamed)
+    monkeypatch.setattr(_points_read, "CHUNK_POINTS", chunk)
+    monkeypatch.setattr(_points_read, "STREAMED_POINTS", streamed)
     with reading(uri if backend == "sqlite" else in_postgresql) as source:
         tables = list(source.metrics(ids))
     owners = np.concatenate([table["owner"].to_numpy() for table in tables])
@@ -387,7 +388,7 @@ def test_the_first_counts_may_be_of_all_runs(awkward_database: Awkward, monkeypa
     uri, summary = awkward_database
     with reading(uri) as source:
         expected = source.metric_counts(summary.run_ids)
-        monkeypatch.setattr(_db_read, "_COUNT_ALL_FROM", 1)
+        monkeypatch.setattr(_points_read, "_COUNT_ALL_FROM", 1)
         assert source.metric_counts(summary.run_ids) == expected
 
 
@@ -420,8 +421,8 @@ def test_a_stream_may_be_left_and_others_go_on(
 ) -> None:
     """Between the tables of a stream other questions are answered; a stream left early keeps nothing from closing."""
     uri, summary = awkward_database
-    monkeypatch.setattr(_db_read, "CHUNK_POINTS", 400)
-    monkeypatch.setattr(_db_read, "STREAMED_POINTS", 1000)
+    monkeypatch.setattr(_points_read, "CHUNK_POINTS", 400)
+    monkeypatch.setattr(_points_read, "STREAMED_POINTS", 1000)
     long = summary.runs["long"]
     source = DatabaseSource(uri if backend == "sqlite" else in_postgresql)
     first, second = source.metrics([long]), source.metrics([long])
@@ -449,8 +450,8 @@ def test_threads_share_one_source(
 ) -> None:
     """Streams, chunks and records may be read by several threads at once; each gets its own rows."""
     uri, summary = awkward_database
-    monkeypatch.setattr(_db_read, "CHUNK_POINTS", 500)
-    monkeypatch.setattr(_db_read, "STREAMED_POINTS", 1000)
+    monkeypatch.setattr(_points_read, "CHUNK_POINTS", 500)
+    monkeypatch.setattr(_points_read, "STREAMED_POINTS", 1000)
     with reading(uri) as source:
         expected = series_digests(source.metrics(summary.run_ids), len(summary.run_ids))
         runs = all_runs(source)
@@ -799,7 +800,7 @@ def test_mlflow_agrees_on_the_latest_metrics(awkward_database: Awkward) -> None:
     """What filters see as the latest value of a metric is what MLflow shows."""
     uri, summary = awkward_database
     with reading(uri) as source:
-        latest = source._latest(summary.run_ids)
+        latest = source._points.latest(summary.run_ids)
     for run_id in summary.run_ids:
         assert repr(dict(sorted(latest.get(run_id, {}).items()))) == repr(
             dict(sorted(mlflow.MlflowClient(uri).get_run(run_id).data.metrics.items()))

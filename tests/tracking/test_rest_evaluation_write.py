@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from mlflow.store.tracking.rest_store import RestStore
-from mlflow.utils.rest_utils import MlflowHostCreds
 
 from mlflow_bundle.entities import (
     DatasetRecord,
@@ -24,16 +23,8 @@ from mlflow_bundle.entities import (
 from mlflow_bundle.tracking._port import PlannedEntity
 from mlflow_bundle.tracking.rest import _once, _scorers_write
 from tests.fixtures.server import MlflowServer, ServerFactory
-from tests.tracking.entity_writing import Restoring, actions, messages, tags
+from tests.tracking.entity_writing import Restoring, Stopped, actions, messages, rest_store, stop, tags
 from tests.tracking.http_peer import forward, serve
-
-
-class Stopped(BaseException):
-    """The process ends here."""
-
-
-def stop(*_: Any, **__: Any) -> None:
-    raise Stopped
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +43,7 @@ def restoring(server: MlflowServer, request: pytest.FixtureRequest) -> Restoring
 
 @pytest.fixture
 def store(server: MlflowServer) -> RestStore:
-    return RestStore(partial(MlflowHostCreds, server.url))
+    return rest_store(server)
 
 
 # -- datasets ----------------------------------------------------------------------------------------------------------

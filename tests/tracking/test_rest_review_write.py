@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import pytest
 from mlflow.entities import TraceInfo, TraceLocation, TraceState
 from mlflow.entities.issue import IssueStatus
 from mlflow.store.tracking.rest_store import RestStore
-from mlflow.utils.rest_utils import MlflowHostCreds
 
 from mlflow_bundle.entities import Issue, LabelSchema, ReviewItem, ReviewQueue
 from tests.fixtures.server import MlflowServer, ServerFactory
-from tests.tracking.entity_writing import Restoring, actions, messages
-
-
-class Stopped(BaseException):
-    """The process ends here."""
-
-
-def stop(*_: Any, **__: Any) -> None:
-    raise Stopped
+from tests.tracking.entity_writing import Restoring, Stopped, actions, messages, rest_store, stop
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +31,7 @@ def restoring(server: MlflowServer, request: pytest.FixtureRequest) -> Restoring
 
 @pytest.fixture
 def store(server: MlflowServer) -> RestStore:
-    return RestStore(partial(MlflowHostCreds, server.url))
+    return rest_store(server)
 
 
 def schema(name: str, kind: str = "text", config: str = '{"max_length": 9}', **fields: Any) -> LabelSchema:

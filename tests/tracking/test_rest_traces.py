@@ -543,7 +543,7 @@ def test_changes_made_at_the_target_stay(target: MlflowServer, place: tuple[str,
     post(target.url, path, {"key": "t", "value": "mine"}, method="PATCH")
     post(target.url, path, {"key": "own", "value": "1"}, method="PATCH")
     result = restore_one(target, plan, ids)
-    assert (result.action, result.problems) == ("there", [])
+    assert (result.action, result.problems) == ("merged", [])
     assert any("'mine'" in note for note in result.notes)
     found = all_of(reader_of(target.url), EntityQuery(ids=(plan.record.trace_id,)))[plan.record.trace_id]
     assert {tag.key: tag.value for tag in found.tags} == {"t": "mine", "u": "w", "own": "1"}

@@ -21,7 +21,7 @@ from mlflow_bundle.tracking.artifacts._local import LocalArtifacts, local_path
 if TYPE_CHECKING:
     from mlflow_bundle.tracking._rest import RestClient
 
-__all__ = ["artifact_store"]
+__all__ = ["artifact_store", "missing_destination"]
 
 #: Schemes that fsspec knows too, with another meaning of the URI or other credentials than MLflow's.
 _MLFLOW_ONLY: Final = frozenset({"dbfs", "ftp", "hdfs", "models", "runs", "sftp", "viewfs"})
@@ -64,6 +64,15 @@ def artifact_store(
             return ModelArtifacts(client, run_id) if kind == "logged_model" else RunArtifacts(client, run_id, folder)
         return LocalArtifacts(folder)
     return _direct(uri, storage_options, tracking_uri=client.uri if client is not None else None)
+
+
+def missing_destination(artifacts_destination: str | None) -> list[str]:
+    """A note that the place which stands for ``mlflow-artifacts:`` is a folder that is not on this machine. A server makes it
+    with the first file, so that this is no error."""
+    if artifacts_destination is None or _scheme(artifacts_destination) not in {"", "file"}:
+        return []
+    folder = Path(local_path(artifacts_destination)).absolute()
+    return [] if folder.is_dir() else [f"the artifacts destination {folder} does not exist: no file in it was archived"]
 
 
 def _direct(

@@ -23,6 +23,7 @@ from mlflow_bundle.tracking.artifacts._common import (
     check_path,
     copy_exactly,
     is_unfinished,
+    raise_listing_failures,
     storage_errors,
 )
 
@@ -79,25 +80,34 @@ class FsspecArtifacts:
         self._sizes: dict[str, int] = {}
 
     def walk(self) -> Iterator[FileInfo]:
-        """Every file with a stamp from its ETag, where the store has one."""
+        """Every file with a stamp from its ETag, where the store has one. What cannot be archived (a file in the place of a
+        folder) raises StorageError after everything else was delivered."""
         with storage_errors(f"the artifacts at {self._shown} cannot be listed", hint=_credentials_hint(self._scheme)):
             entries = self._entries()
         prefix = self._root + "/"
+        failures: list[StorageError] = []
         for name, info in entries.items():
-            # The prefix may be a file itself, and some tools leave empty objects as markers of folders.
+            # Some tools leave empty objects as markers of folders.
             if not name.startswith(prefix) or name.endswith("/") or info.get("type") == "directory":
+                if info.get("size") and (name.endswith("/") or len(entries) == 1):
+                    failures.append(StorageError(f"{redact_uri(name)!r} is a file where a folder of artifacts should be"))
                 continue
             path = name[len(prefix) :]
             if not is_unfinished(path):
                 size = info.get("size")
                 self._sizes[path] = -1 if size is None else int(size)
                 yield FileInfo(path, self._sizes[path], _stamp(info))
+        raise_listing_failures(failures)
 
     def folders(self) -> frozenset[str] | None:
         """The names of all that lies at the root, in lower case; None where it cannot be listed."""
         try:
             with storage_errors(f"the artifacts at {self._shown} cannot be listed"):
-                names = self._fs.ls(self._root, detail=False) if self._fs.exists(self._root) else []
+                if not self._fs.exists(self._root):
+                    # A missing bucket is not an empty one: whoever lists a folder in it is told.
+                    lost = self._scheme in FLAT and not self._fs.exists(self._root.partition("/")[0])
+                    return None if lost else frozenset()
+                names = self._fs.ls(self._root, detail=False)
         except StorageError:
             return None
         return frozenset(name.rstrip("/").rpartition("/")[2].casefold() for name in names)

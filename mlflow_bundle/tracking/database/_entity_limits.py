@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from msgspec import UNSET
 
-from mlflow_bundle.entities import KeyValue, Record, Trace
+from mlflow_bundle.entities import KeyValue, LabelSchema, Record, ReviewQueue, Scorer, Trace
 from mlflow_bundle.kinds import record_id
 from mlflow_bundle.records import Problem
 from mlflow_bundle.tracking._port import LEFT_OUT
 from mlflow_bundle.tracking._workspaces import Homes
 from mlflow_bundle.tracking.database._connection import Connection
-from mlflow_bundle.tracking.database._derived import as_columns_show
+from mlflow_bundle.tracking.database._derived import as_columns_show, scorer_id_of
 from mlflow_bundle.tracking.database._entities import ENTITIES
 from mlflow_bundle.tracking.database._entity_rows import Part, Tables, parts_of
 from mlflow_bundle.tracking.database._limits import CANNOT_HOLD, Limits
@@ -42,6 +42,13 @@ _ROWS: Final[Mapping[str, tuple[str, Mapping[str, str]]]] = {
     "model_metrics/1": ("logged_model_metrics", {"key": "metric_name"}),
     "spans/1": ("spans", {}),
 }
+#: Kinds whose names are unique within an experiment: table, column of the name, column of the id.
+_IN_EXPERIMENT: Final[Mapping[str, tuple[str, str, str]]] = {
+    "label_schema": ("label_schemas", "name", "schema_id"),
+    "review_queue": ("review_queues", "name_key", "queue_id"),
+    "scorer": ("scorers", "scorer_name", "scorer_id"),
+}
+_TAKEN_THERE: Final = pa.schema([pa.field(name, pa.string()) for name in ("name", "identity")])
 _TAKEN: Final = pa.schema([pa.field(name, pa.string()) for name in ("workspace", "name", "identity")])
 
 
@@ -51,6 +58,7 @@ class EntityLimits:
     def __init__(self, connection: Connection, tables: Tables, limits: Limits, homes: Homes) -> None:
         self._db, self._tables, self._limits, self._homes = connection, tables, limits, homes
         self._taken: dict[str, dict[tuple[str, str], str]] = {}
+        self._taken_there: dict[tuple[str, str], dict[str, str]] = {}
 
     def held(self, record: Record) -> tuple[Record | None, list[Problem]]:
         """The record without what cannot be held (None: not at all), and a problem for each thing that is missing."""
@@ -79,6 +87,20 @@ class EntityLimits:
         for field, items in dropped.items():
             changes[field] = tuple(item for item in changes.get(field, getattr(record, field)) if id(item) not in items)
         return msgspec.structs.replace(record, **changes), [self._problem(record, sentence) for sentence in lost]
+
+    def name_taken(self, record: Record, experiment_id: str) -> str | None:
+        """That the experiment has another entity of this name, as it was before the first one was written."""
+        kind = str(record.__struct_config__.tag)
+        if kind not in _IN_EXPERIMENT:
+            return None
+        table, column, key = _IN_EXPERIMENT[kind]
+        if (kind, experiment_id) not in self._taken_there:
+            sql = f"SELECT {column}, {key} FROM {table} WHERE experiment_id = {int(experiment_id)}"
+            names, identities = (found.to_pylist() for found in self._db.fetch(sql, _TAKEN_THERE).columns)
+            self._taken_there[kind, experiment_id] = dict(zip(names, identities, strict=True))
+        name, identity = _named_in(record, experiment_id)
+        found = self._taken_there[kind, experiment_id].get(name)
+        return None if found in (None, identity) else f"the experiment {experiment_id} has another one of its name ({found})"
 
     def rows_held(self, table: str, rows: pa.Table) -> tuple[pa.Table, list[str]]:
         """The rows of ``model_metrics/1`` or ``spans/1`` that the database takes, and what is missing, a sentence each."""
@@ -149,6 +171,16 @@ class EntityLimits:
             rows = zip(*(found.to_pylist() for found in self._db.fetch(sql, _TAKEN).columns), strict=True)
             self._taken[kind] = {(home, name): identity for home, name, identity in rows if identity is not None}
         return self._taken[kind]
+
+
+def _named_in(record: Record, experiment_id: str) -> tuple[str, str]:
+    """The name that is unique within an experiment, as the database has it, and the id."""
+    if isinstance(record, Scorer):
+        return record.scorer_name, record.scorer_id or scorer_id_of(experiment_id, record.scorer_name)
+    if isinstance(record, ReviewQueue):
+        return record.name.lower(), record.queue_id
+    assert isinstance(record, LabelSchema)
+    return record.name, record.schema_id
 
 
 def _called(part: Part) -> str:

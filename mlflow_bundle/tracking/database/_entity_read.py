@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby, repeat
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise, repeat
 from operator import itemgetter
 from types import SimpleNamespace
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
-from msgspec import UNSET
+from msgspec import UNSET, structs
 
 from mlflow_bundle import entities as e
 from mlflow_bundle.entities import Record
 from mlflow_bundle.errors import CorruptError
 from mlflow_bundle.kinds import KINDS, NO_TIME, order_key
 from mlflow_bundle.tracking._port import EntityQuery
-from mlflow_bundle.tracking.database._connection import Column, Connection, literal, literals
+from mlflow_bundle.tracking.database._connection import Column, Connection, literal, literals, slices
 from mlflow_bundle.tracking.database._entities import CHILD_FORMS, ENTITIES, LOGGED_MODEL_STATUS, Child, Entity, Form
 from mlflow_bundle.tracking.database._traces_read import EXTRA_COLUMNS, complete_trace
+from mlflow_bundle.tracking.database._wanted import PLACE, Wanted
 
 __all__ = ["WRAPPER", "EntityReader", "unwrapped"]
 
@@ -66,11 +68,11 @@ class EntityReader:
         entity = ENTITIES[kind]
         keys = self._keys(entity, query)
         if not entity.created:
-            found = [record for some in _slices(keys, _BATCH) for record in self._load(entity, some)]
+            found = [record for some in slices(keys, _BATCH) for record in self._load(entity, some)]
             found.sort(key=order_key)
-            yield from _slices(found, _BATCH)
+            yield from slices(found, _BATCH)
             return
-        for some in _slices(keys, _BATCH):
+        for some in slices(keys, _BATCH):
             yield self._load(entity, some)
 
     def _keys(self, entity: Entity, query: EntityQuery) -> list[Key]:
@@ -123,7 +125,7 @@ class EntityReader:
     def _of_runs(self, entity: Entity, run_ids: Sequence[str]) -> str:
         """The entities that name one of these runs, found with a temporary list where there are many."""
         parts = []
-        for some in _slices(run_ids, _BATCH):
+        for some in slices(run_ids, _BATCH):
             runs = literals(some)
             if entity.kind == "logged_model":
                 linked = (
@@ -149,42 +151,43 @@ class EntityReader:
         """The complete records with these keys, in their order."""
         if not keys:
             return []
-        key = self._key(entity)
-        condition = self._among(entity, key, keys, key)
+        wanted, key = Wanted(self._db, keys), self._key(entity)
         own = {name: column for name, column in entity.fields.items() if self._has(entity.table, column)}
+        forms: dict[str, tuple[str, Form]] = {name: (column, self._form(entity, name)) for name, column in own.items()}
         extra = EXTRA_COLUMNS if entity.kind == "trace" else {}
-        extra = {column: form for column, form in extra.items() if self._has(entity.table, column)}
-        forms = [(column, self._form(entity, name)) for name, column in own.items()]
-        lists = self._columns(entity.table, [*forms, *extra.items()], condition)
-        columns = {name: _shown(values, form) for name, values, (_, form) in zip(own, lists, forms, strict=False)}
-        if entity.kind == "dataset_record" and "outputs" in columns:
-            columns["outputs"] = [None if text is None else unwrapped(text) for text in columns["outputs"]]
-        if entity.kind == "logged_model" and "status" in columns:
-            columns["status"] = [LOGGED_MODEL_STATUS.get(n, None if n is None else str(n)) for n in columns["status"]]
-        children = {child.field: self._children(entity, child, key, keys) for child in entity.children}
-        names = {column: name for name, column in own.items()}
-        identities = zip(*(columns[names[column]] for column in key), strict=True)
-        more = zip(*lists[len(own) :], strict=True) if extra else repeat(())
-        records: dict[Key, Record] = {}
-        for identity, fields, beside in zip(identities, _rows(columns), more, strict=False):
-            for name, found in children.items():
-                fields[name] = found.get(identity, ())
-            if entity.kind == "trace":
-                complete_trace(fields, dict(zip(extra, beside, strict=True)))
-            records[identity] = entity.type(**fields)
-        return [records[key] for key in keys if key in records]
+        forms |= {column: (column, form) for column, form in extra.items() if self._has(entity.table, column)}
+        found = self._rows(wanted, entity.table, key, forms, entity.type)
+        columns = {name: _shown(found.column(name), form) for name, (_, form) in forms.items() if name in own}
+        if "outputs" in columns and entity.kind == "dataset_record":
+            columns["outputs"] = [text if text is UNSET else unwrapped(text) for text in columns["outputs"]]
+        if "status" in columns and entity.kind == "logged_model":
+            columns["status"] = [n if n is UNSET else LOGGED_MODEL_STATUS.get(n, str(n)) for n in columns["status"]]
+        places = found.column(PLACE.name).to_pylist()
+        for child in entity.children:
+            items = self._children(wanted, child, key, len(keys))
+            columns[child.field] = [items[place] for place in places]
+        rows = _rows(columns)
+        if entity.kind == "trace":
+            rows = _completed(rows, {name: found.column(name) for name in forms if name not in own})
+        return [entity.type(**fields) for fields in rows]
 
-    def _among(self, entity: Entity, key: Sequence[str], keys: Sequence[Key], names: Sequence[str]) -> str:
-        """The condition that a row belongs to one of the keys; ``names`` are the columns that hold them."""
-        fields = {column: name for name, column in entity.fields.items()}
-        texts = [self._form(entity, fields[column]) == "text" for column in key]
-        if len(key) == 1:
-            return f"{names[0]} IN {literals(value for (value,) in keys)}"
-
-        def spelled(row: Key) -> str:
-            return ", ".join(literal(value) if text else str(int(value)) for value, text in zip(row, texts, strict=True))
-
-        return f"({', '.join(names)}) IN (VALUES {', '.join(f'({spelled(row)})' for row in keys)})"
+    def _rows(
+        self,
+        wanted: Wanted,
+        table: str,
+        link: Sequence[str],
+        forms: Mapping[str, tuple[str, Form]],
+        kind: type[e.Document] | None,
+        *,
+        order: Sequence[str] = (),
+        condition: str = "",
+    ) -> pa.Table:
+        """The columns of a table in the rows of these owners. ``forms`` are column and form by the name in the answer; those
+        that a ``kind`` cannot do without are not NULL."""
+        needed = {field.name for field in structs.fields(kind) if field.required} if kind else set()
+        fields = [pa.field(name, _ARROW[form], nullable=name not in needed) for name, (_, form) in forms.items()]
+        chosen = [self._expression(f"{table}.{column}", form) for column, form in forms.values()]
+        return wanted.rows(table, link, chosen, pa.schema([PLACE, *fields]), order=order, condition=condition)
 
     def _columns(self, table: str, columns: Sequence[tuple[str, Form]], condition: str) -> list[list[Any]]:
         """The values of these columns in all rows that meet a condition."""
@@ -194,63 +197,60 @@ class EntityReader:
             column.to_pylist() for column in self._db.fetch(f"SELECT {chosen} FROM {table} WHERE {condition}", schema).columns
         ]
 
-    def _children(self, entity: Entity, child: Child, key: Sequence[str], keys: Sequence[Key]) -> dict[Key, tuple[Any, ...]]:
-        """The rows of a child table by owner."""
+    def _children(self, wanted: Wanted, child: Child, key: Sequence[str], owners: int) -> Sequence[tuple[Any, ...]]:
+        """What each owner has in a child table."""
         if child.table not in self._tables:
-            return {}
+            return [()] * owners
         parents = {parent: column for column, parent in child.link.items()}
-        link = {parents[parent]: parent for parent in key}
-        where = self._among(entity, key, keys, list(link))
-        where += "".join(f" AND {column} = {literal(value)}" for column, value in child.constants.items())
-        named = {column: name for name, column in entity.fields.items()}
-        own = {name: column for name, column in child.columns.items() if self._has(child.table, column)}
-        forms = [(column, CHILD_FORMS.get((child.table, name), "text")) for name, column in own.items()]
-        links = [(column, self._form(entity, named[parent])) for column, parent in link.items()]
-        ordered = [*links, *((own[name], CHILD_FORMS.get((child.table, name), "text")) for name in child.order if name in own)]
-        where += " ORDER BY " + ", ".join(self._rank(column, form) for column, form in ordered)
-        lists = self._columns(child.table, [*links, *forms], where)
-        owners, lists = zip(*lists[: len(link)], strict=True), lists[len(link) :]
-        columns = {name: _shown(values, form) for name, values, (_, form) in zip(own, lists, forms, strict=True)}
-        rows = zip(owners, self._values(child, columns), strict=True)
-        return {owner: tuple(value for _, value in group) for owner, group in groupby(rows, key=itemgetter(0))}
+        forms: dict[str, tuple[str, Form]] = {
+            name: (column, CHILD_FORMS.get((child.table, name), "text"))
+            for name, column in child.columns.items()
+            if self._has(child.table, column)
+        }
+        found = self._rows(
+            wanted,
+            child.table,
+            [parents[parent] for parent in key],
+            forms,
+            None if child.type is e.KeyValue else child.type,
+            order=[name for name in child.order if name in forms],
+            condition=" AND ".join(f"{child.table}.{column} = {literal(value)}" for column, value in child.constants.items()),
+        )
+        if not found.num_rows:
+            return [()] * owners
+        items = self._values(child, found, {name: _shown(found.column(name), form) for name, (_, form) in forms.items()})
+        ends = np.searchsorted(found.column(PLACE.name).to_numpy(), np.arange(owners + 1)).tolist()
+        return [tuple(items[start:end]) for start, end in pairwise(ends)]
 
-    def _values(self, child: Child, columns: dict[str, list[Any]]) -> Iterable[Any]:
+    def _values(self, child: Child, found: pa.Table, columns: dict[str, list[Any]]) -> list[Any]:
         """What a record holds of each row of a child table."""
         if child.field == "prompts":
             parts = (text.rpartition("/") for text in columns[""])
-            return (e.PromptLink(name=name, version=version) for name, _, version in parts)
+            return [e.PromptLink(name=name, version=version) for name, _, version in parts]
         if child.type is None:
             return columns[""]
         if child.type is e.KeyValue:
-            self._refuse_null(child, columns)
-            return (e.KeyValue(key=key, value=value) for key, value in zip(columns["key"], columns["value"], strict=True))
+            self._refuse_null(child, found)
+            return [e.KeyValue(key=key, value=value) for key, value in zip(columns["key"], columns["value"], strict=True)]
         if child.type is e.Assessment:
             columns["metadata"] = [_metadata(text) for text in columns["metadata"]]
         kind = child.type
-        return (kind(**fields) for fields in _rows(columns))
+        return [kind(**fields) for fields in _rows(columns)]
 
-    def _refuse_null(self, child: Child, columns: Mapping[str, Sequence[Any]]) -> None:
-        for key, value in zip(columns["key"], columns["value"], strict=True):
-            if value is None:
-                raise CorruptError(
-                    f"in the database {self._db.uri.shown}, {key!r} in the table {child.table} has the value NULL, "
-                    "which MLflow itself cannot serve",
-                    code="column",
-                    hint="set a value or delete that row",
-                )
+    def _refuse_null(self, child: Child, found: pa.Table) -> None:
+        if found.column("value").null_count:
+            key = found.filter(found.column("value").is_null()).column("key")[0].as_py()
+            raise CorruptError(
+                f"in the database {self._db.uri.shown}, {key!r} in the table {child.table} has the value NULL, "
+                "which MLflow itself cannot serve",
+                code="column",
+                hint="set a value or delete that row",
+            )
 
     # -- forms -----------------------------------------------------------------------------------------------------
 
     def _form(self, entity: Entity, name: str) -> Form:
         return "text" if name in entity.ids else entity.forms.get(name, "text")
-
-    def _type(self, entity: Entity, name: str) -> pa.DataType:
-        return _ARROW[self._form(entity, name)]
-
-    def _rank(self, column: str, form: Form) -> str:
-        """What orders rows by a column: texts by their bytes, NULL last."""
-        collation = ' COLLATE "C"' if form == "text" and not self._db.uri.is_sqlite else ""
-        return f"{self._expression(column, form)}{collation} NULLS LAST"
 
     def _expression(self, column: str, form: Form) -> str:
         """A column as the type that is asked for, in either dialect."""
@@ -264,18 +264,28 @@ class EntityReader:
         return column if sqlite else f"CAST({column} AS BIGINT)"
 
 
-def _shown(values: list[Any], form: Form) -> list[Any]:
-    """A column as records have it: truth values for flags, texts for decimals."""
-    if form not in ("flag", "decimal"):
-        return values
-    convert = bool if form == "flag" else repr
-    return [None if value is None else convert(value) for value in values]
+def _shown(column: pa.ChunkedArray, form: Form) -> list[Any]:
+    """A column as records have it: truth values for flags, texts for decimals, ``UNSET`` for NULL."""
+    values = column.to_pylist()
+    if form in ("flag", "decimal"):
+        convert: Callable[[Any], Any] = bool if form == "flag" else repr
+        values = [None if value is None else convert(value) for value in values]
+    return [UNSET if value is None else value for value in values] if column.null_count else values
 
 
 def _rows(columns: Mapping[str, Sequence[Any]]) -> Iterator[Fields]:
-    """Columns as rows without what is NULL."""
-    for row in zip(*columns.values(), strict=True):
-        yield {name: value for name, value in zip(columns, row, strict=True) if value is not None}
+    """Columns as rows."""
+    names = tuple(columns)
+    return (dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True))
+
+
+def _completed(rows: Iterable[Fields], extra: Mapping[str, pa.ChunkedArray]) -> Iterator[Fields]:
+    """The rows of traces with what stands in columns of their own."""
+    used = {name: column for name, column in extra.items() if name == "trace_name" or column.null_count < len(column)}
+    beside = {name: column.to_pylist() for name, column in used.items()}
+    for fields, values in zip(rows, _rows(beside) if beside else repeat({}), strict=False):
+        complete_trace(fields, values)
+        yield fields
 
 
 def _identity(kind: str, names: Sequence[str], values: Key) -> str:
@@ -298,8 +308,3 @@ def _metadata(text: str | None) -> tuple[e.KeyValue, ...]:
     members = json.loads(text) if text else {}
     pairs = [e.KeyValue(key=k, value=v if isinstance(v, str) else json.dumps(v)) for k, v in (members or {}).items()]
     return tuple(sorted(pairs, key=lambda pair: pair.key.encode("utf-8", "surrogatepass")))
-
-
-def _slices(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
-    for start in range(0, len(items), size):
-        yield list(items[start : start + size])

@@ -13,6 +13,7 @@ import pyarrow as pa
 from msgspec import UNSET
 
 from mlflow_bundle.entities import (
+    GatewayEndpoint,
     GatewayModelDefinition,
     KeyValue,
     LoggedModel,
@@ -38,7 +39,9 @@ from mlflow_bundle.tracking._port import (
     PlannedEntity,
     RestoreOptions,
 )
+from mlflow_bundle.tracking._references import EXPERIMENTS_OF_PROMPT, prompt_experiments
 from mlflow_bundle.tracking._workspaces import Homes
+from mlflow_bundle.tracking.artifacts._own import own_location
 from mlflow_bundle.tracking.database._connection import Connection, literal, literals
 from mlflow_bundle.tracking.database._derived import scorer_id_of
 from mlflow_bundle.tracking.database._entity_limits import EntityLimits
@@ -53,7 +56,6 @@ from mlflow_bundle.tracking.database._points import model_rows_as_held
 __all__ = ["EntityRestorer"]
 
 _DIFFERS: Final = "restored-differs"
-_EXPERIMENTS_OF_PROMPT: Final = "_mlflow_experiment_ids"
 _IN_DATABASE: Final = "TRACKING_STORE"
 _TRACES_JSON: Final = "traces.json"
 _ARCHIVED: Final = "ARCHIVE_REPO"
@@ -117,6 +119,14 @@ class EntityRestorer:
         """What of this record the database would refuse."""
         return self._limits.held(record)[1]
 
+    def row_limits(self, table: str) -> Callable[[pa.Table], Sequence[str]] | None:
+        """What says which rows the database would refuse. SQLite takes all."""
+        return None if self._db.uri.is_sqlite else lambda rows: self._limits.rows_held(table, rows)[1]
+
+    def name_taken(self, record: Record, experiment_id: str) -> str | None:
+        """That the experiment has another entity of this name."""
+        return self._limits.name_taken(record, experiment_id)
+
     def restore(
         self, kind: str, planned: Sequence[PlannedEntity], ids: IdMap, open_blob: OpenBlob, options: RestoreOptions
     ) -> list[EntityResult]:
@@ -145,6 +155,8 @@ class EntityRestorer:
     def _work(self, kind: str, plan: PlannedEntity, ids: IdMap, options: RestoreOptions) -> _Work:
         result = EntityResult(kind=kind, source_id=record_id(plan.record))
         expected = self._expected(plan.record, result, ids, options)
+        if isinstance(expected, ModelVersion):
+            expected = self._version(expected, has_files=bool(plan.files))
         work = _Work(plan, expected, result)
         if plan.rows is not None and plan.rows.num_rows and not self._db.uri.is_sqlite:
             rows, lost = self._limits.rows_held(next(table for table in KINDS[kind].tables if table in ROW_SCHEMAS), plan.rows)
@@ -195,17 +207,22 @@ class EntityRestorer:
             result.notes.append("online scoring is restored with sample rate 0 (--online-scoring restores the rates)")
         if isinstance(record, Scorer) and record.scorer_id is UNSET:
             changes["scorer_id"] = scorer_id_of(str(experiment or record.experiment_id), record.scorer_name)
-        expected = msgspec.structs.replace(record, **changes)
-        return self._version(expected, result) if isinstance(expected, ModelVersion) else expected
+        return msgspec.structs.replace(record, **changes)
 
-    def _version(self, version: ModelVersion, result: EntityResult) -> ModelVersion:
-        """A version whose places follow the artifacts of the run or the logged model that they lie in."""
+    def _version(self, version: ModelVersion, *, has_files: bool) -> ModelVersion:
+        """A version whose places follow the artifacts of the run or the logged model that they lie in.
+
+        Files in neither never go back to where the source has them, which may be in use: they get a place of this target.
+        """
         changes = {}
         for name in ("source", "storage_location"):
             value = getattr(version, name)
             if isinstance(value, str) and not value.startswith(("models:", "runs:")):
                 changes[name] = self._moved(value)
-        del result
+        own = own_location(version) if has_files else None
+        if own is not None:
+            moved = self._moved(own)
+            changes["storage_location"] = self._places.of_version(version, own) if moved == own else moved
         return msgspec.structs.replace(version, **changes)
 
     def _moved(self, location: str) -> str:
@@ -383,15 +400,15 @@ def _in_experiments(record: Record, result: EntityResult, ids: IdMap) -> dict[st
         changes["experiment_ids"] = tuple(sorted(filter(None, (ids.find("experiment", one) for one in several))))
         if len(changes["experiment_ids"]) < len(several):
             result.notes.append("links of evaluation datasets to experiments that are not restored are left out")
+    elif isinstance(record, GatewayEndpoint) and record.experiment_id and changes["experiment_id"] is UNSET:
+        result.notes.append("links of endpoints of the gateway to experiments that are not restored are left out")
     if isinstance(record, RegisteredModel):
-        tags = [KeyValue(key=t.key, value=_listed(t.value, ids)) if t.key == _EXPERIMENTS_OF_PROMPT else t for t in record.tags]
-        changes["tags"] = tuple(tags)
+        tags = {tag.key: tag.value for tag in record.tags}
+        if listed := tags.get(EXPERIMENTS_OF_PROMPT):
+            tags[EXPERIMENTS_OF_PROMPT], notes = prompt_experiments(listed, ids)
+            changes["tags"] = tuple(KeyValue(key=key, value=value) for key, value in tags.items())
+            result.notes += notes
     return changes
-
-
-def _listed(experiment_ids: str, ids: IdMap) -> str:
-    """MLflow's list of the experiments of a prompt, as ``,1,2,``, by their ids here."""
-    return ",".join(ids.new("experiment", one) if one else "" for one in experiment_ids.split(","))
 
 
 def _same_rows(there: pa.Table, wanted: pa.Table) -> bool:

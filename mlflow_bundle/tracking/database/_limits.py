@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -141,8 +141,11 @@ class Limits:
             return f"MLflow's databases know no source type {value!r}"
         return self.text("runs", column, value)
 
-    def _pairs(self, table: str, pairs: Iterable[KeyValue], what: str) -> tuple[tuple[KeyValue, ...], list[str]]:
-        kept: dict[str, KeyValue] = {}
+    def _pairs(self, table: str, pairs: Collection[KeyValue], what: str) -> tuple[tuple[KeyValue, ...], list[str]]:
+        kept: dict[str, KeyValue] = {pair.key: pair for pair in pairs}
+        if self._is_sqlite and len(kept) == len(pairs):  # it holds any text
+            return tuple(pairs), []
+        kept.clear()
         reasons = []
         for pair in pairs:
             reason = "there is another one of this name" if pair.key in kept else self._pair(table, pair)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -16,23 +15,22 @@ from mlflow_bundle.tracking._port import ROW_ORDER, ROW_SCHEMAS, ArtifactStore
 from mlflow_bundle.tracking._spans import span_texts, span_values, spans_table
 from mlflow_bundle.tracking.database._connection import Column, Connection, literals
 from mlflow_bundle.tracking.database._traces_read import LOCATION_TAGS
+from mlflow_bundle.tracking.database._wanted import Wanted
 
 __all__ = ["OwnedReader"]
 
-_MODELS: Final = 500
-_TRACES: Final = 1_000
+#: Owners that are asked for at once: so few rows stay in the caches of a processor.
+_AT_ONCE: Final = 250
 _TRACES_JSON: Final = "traces.json"
 _IN_DATABASE: Final = "TRACKING_STORE"
-_MODEL_COLUMNS: Final = (
-    "metric_name",
-    "metric_step",
-    "metric_timestamp_ms",
-    "metric_value",
-    "run_id",
-    "dataset_name",
-    "dataset_digest",
-)
-_SPAN_COLUMNS: Final = tuple(ROW_SCHEMAS["spans/1"].names[1:])
+#: The columns of the database by those of the tables of an archive.
+_COLUMNS: Final = {
+    "model_metrics/1": (
+        *("metric_name", "metric_step", "metric_timestamp_ms", "metric_value"),
+        *("run_id", "dataset_name", "dataset_digest"),
+    ),
+    "spans/1": tuple(ROW_SCHEMAS["spans/1"].names[1:]),
+}
 _LOCATIONS: Final = pa.schema([("request_id", pa.string()), ("key", pa.string()), ("value", pa.string())])
 
 
@@ -50,24 +48,21 @@ class OwnedReader:
 
     def rows(self, table: str, ids: Sequence[str]) -> Iterator[pa.Table]:
         """The rows of these owners as bounded tables of ``ROW_SCHEMAS``."""
-        read, size = (self._model_metrics, _MODELS) if table == "model_metrics/1" else (self._spans, _TRACES)
-        for start in range(0, len(ids), size):
-            yield from read(ids[start : start + size], start)
+        read = self._model_metrics if table == "model_metrics/1" else self._spans
+        for start in range(0, len(ids), _AT_ONCE):
+            yield from read(ids[start : start + _AT_ONCE], start)
 
     def _model_metrics(self, ids: Sequence[str], first: int) -> Iterator[pa.Table]:
         if "logged_model_metrics" not in self._tables:
             return
-        columns = self._columns("logged_model_metrics", _MODEL_COLUMNS)
-        sql = f"SELECT model_id, {columns} FROM logged_model_metrics WHERE model_id IN {literals(ids)}"
-        yield from self._owned("model_metrics/1", sql, ids, first)
+        found = self._owned("model_metrics/1", "logged_model_metrics", "model_id", ids, first)
+        if found.num_rows:
+            yield found
 
     def _spans(self, ids: Sequence[str], first: int) -> Iterator[pa.Table]:
+        found = ROW_SCHEMAS["spans/1"].empty_table()
         if "spans" in self._tables:
-            columns = self._columns("spans", _SPAN_COLUMNS)
-            sql = f"SELECT trace_id, {columns} FROM spans WHERE trace_id IN {literals(ids)}"
-            found = next(self._owned("spans/1", sql, ids, first), ROW_SCHEMAS["spans/1"].empty_table())
-        else:
-            found = ROW_SCHEMAS["spans/1"].empty_table()
+            found = self._owned("spans/1", "spans", "trace_id", ids, first)
         there = set(found.column("owner").unique().to_pylist())
         without = {trace_id: number for number, trace_id in enumerate(ids, start=first) if number not in there}
         elsewhere = []
@@ -80,25 +75,12 @@ class OwnedReader:
         both = pa.concat_tables([found, spans_table(elsewhere)])
         yield both.take(pc.sort_indices(both, [("owner", "ascending")]))
 
-    def _columns(self, table: str, names: Sequence[str]) -> str:
-        """The columns for a SELECT; those that the schema lacks are NULL."""
+    def _owned(self, rows: str, table: str, owner: str, ids: Sequence[str], first: int) -> pa.Table:
+        """The rows of a table of the database, whose column ``owner`` has the owner's id, sorted as ``rows`` demands."""
         have = self._tables[table]
-        return ", ".join(name if name in have else f"NULL AS {name}" for name in names)
-
-    def _owned(self, table: str, sql: str, ids: Sequence[str], first: int) -> Iterator[pa.Table]:
-        """The answer to a query whose first column is the owner's id, sorted as the table demands."""
-        schema = ROW_SCHEMAS[table]
-        asked = pa.schema([pa.field("id", pa.string()), *list(schema)[1:]])
-        found = self._db.fetch(sql, asked)
-        if not found.num_rows:
-            return
-        owner = pc.index_in(found.column("id"), value_set=pa.array(ids, pa.string()))
-        owners = pc.add(owner.cast(pa.int32()), pa.scalar(first, pa.int32()))
-        rows = pa.table([owners, *found.columns[1:]], schema=schema)
-        order = [("owner", "ascending"), *((name, "ascending") for name in ROW_ORDER[table])]
-        places = pc.sort_indices(rows, sort_keys=order)
-        in_order = bool(np.all(np.diff(places.to_numpy()) == 1))
-        yield rows if in_order else rows.take(places)
+        chosen = [f"{table}.{name}" if name in have else "NULL" for name in _COLUMNS[rows]]
+        wanted = Wanted(self._db, ((identity,) for identity in ids), first=first)
+        return wanted.rows(table, [owner], chosen, ROW_SCHEMAS[rows], order=ROW_ORDER[rows])
 
     def _places(self, ids: Sequence[str]) -> dict[str, dict[str, str]]:
         """What the location tags of these traces say, by the field of the record; in the order of the ids."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from pathlib import Path
 from typing import Final
 
 from msgspec import UNSET, UnsetType
 
-from mlflow_bundle.entities import LoggedModel, Trace
+from mlflow_bundle.entities import LoggedModel, ModelVersion, Trace
+from mlflow_bundle.kinds import record_id
 from mlflow_bundle.records import Run
 from mlflow_bundle.tracking.database._connection import DatabaseUri
 
@@ -62,6 +65,16 @@ class Places:
         if trace.artifact_uri is UNSET:
             return UNSET
         return self._below(trace.artifact_uri, trace.experiment_id, target_id, f"traces/{trace.trace_id}/artifacts")
+
+    def of_version(self, version: ModelVersion, location: str) -> str:
+        """The location of the files that an archived version of a registered model has for itself, at ``location`` so far."""
+        kept = self._proxied(location, "", "")
+        if kept is not None or self.root is None:
+            return kept or location
+        model = record_id(version).rpartition("/")[0]
+        # Names may hold what no path can, and two workspaces one name.
+        readable = re.sub(r"[^A-Za-z0-9_-]+", "-", version.name)[:64]
+        return f"{self.root}/models/{readable}-{hashlib.sha256(model.encode()).hexdigest()[:12]}/{version.version}"
 
     def _below(self, location: str | UnsetType, source_id: str, target_id: str, path: str) -> str | UnsetType:
         kept = self._proxied(location, source_id, target_id)

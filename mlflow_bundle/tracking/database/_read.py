@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 from msgspec import UNSET
 
-from mlflow_bundle._series import sort_series
 from mlflow_bundle.entities import ModelInput, ModelOutput, ModelVersion, Record
-from mlflow_bundle.errors import CorruptError, NotFoundError, UsageError
+from mlflow_bundle.errors import CorruptError, NotFoundError
 from mlflow_bundle.records import Dataset, DatasetInput, Experiment, KeyValue, Problem, Run, Source, order_key, record_id
 from mlflow_bundle.tracking._filter import matching
-from mlflow_bundle.tracking._port import SERIES_SCHEMA, ArtifactStore, EntityQuery, RunQuery
-from mlflow_bundle.tracking.artifacts import artifact_store
+from mlflow_bundle.tracking._port import ArtifactStore, EntityQuery, RunQuery
+from mlflow_bundle.tracking.artifacts import artifact_store, missing_destination
 from mlflow_bundle.tracking.artifacts._folders import Folders
 from mlflow_bundle.tracking.artifacts._own import NoArtifacts, own_location
-from mlflow_bundle.tracking.database._connection import Connection, columns_of, literals, parse_uri, revision_of
+from mlflow_bundle.tracking.database._archived_spans import ArchivedSpans
+from mlflow_bundle.tracking.database._connection import Connection, columns_of, literals, parse_uri, revision_of, slices
 from mlflow_bundle.tracking.database._entity_read import EntityReader
 from mlflow_bundle.tracking.database._owned_read import OwnedReader
+from mlflow_bundle.tracking.database._points_read import PointReader
+from mlflow_bundle.tracking.database._unread import unread
 
 __all__ = ["DatabaseSource"]
 
 #: Runs of one batch, and ids of one SQL ``IN``.
 BATCH_RUNS: Final = 1000
-#: Metric points that are fetched at a time, and those from which on a run is streamed on its own.
-CHUNK_POINTS: Final = 250_000
-STREAMED_POINTS: Final = 500_000
-#: From this many runs on, one scan that counts all points is cheaper than asking for each.
-_COUNT_ALL_FROM: Final = 20_000
 
 _REQUIRED_TABLES: Final = ("experiments", "runs", "metrics", "params", "tags")
 #: What newer schemas have and older ones lack.
@@ -83,7 +76,6 @@ RUN_COLUMNS: Final[Mapping[str, tuple[str, pa.DataType]]] = {
     "source_version": ("source_version", _TEXT),
 }
 _IDS: Final = _schema(("run_uuid", _TEXT, False))
-_COUNTS: Final = _schema(("run_uuid", _TEXT, False), ("points", _INTEGER, False))
 _PAIRS: Final = _schema(("owner", _TEXT, False), ("key", _TEXT, False), ("value", _TEXT, True))
 _INPUTS: Final = _schema(
     ("run_uuid", _TEXT, False),
@@ -96,16 +88,6 @@ _INPUTS: Final = _schema(
     ("profile", _TEXT, True),
 )
 _LINKS: Final = _schema(("run_uuid", _TEXT, False), ("model_id", _TEXT, False), ("step", _INTEGER, False))
-_POINTS: Final = _schema(
-    ("key", _TEXT, False),
-    ("step", _INTEGER, False),
-    ("timestamp", _INTEGER, False),
-    ("value", pa.float64(), False),
-    ("is_nan", _INTEGER, False),
-)
-_LATEST: Final = _schema(
-    ("run_uuid", _TEXT, False), ("key", _TEXT, False), ("value", pa.float64(), False), ("is_nan", _INTEGER, False)
-)
 
 
 class DatabaseSource:
@@ -146,9 +128,12 @@ class DatabaseSource:
                 *EntityReader(self._db, self._tables).absent(),
             ),
         )
-        self._counted: dict[str, int] = {}
         self._entities = EntityReader(self._db, self._tables)
         self._owned = OwnedReader(self._db, self._tables, self.artifacts)
+        self._archived = ArchivedSpans(self._db, self._store)
+        self._points = PointReader(self._db, self._tables)
+        #: The runs whose metrics are being read.
+        self._runs: Sequence[str] = ()
 
     @property
     def description(self) -> Source:
@@ -169,10 +154,6 @@ class DatabaseSource:
     def _select(self, table: str, columns: Iterable[str]) -> str:
         """The columns for a SELECT; those that the schema lacks are NULL."""
         return ", ".join(name if self._has(table, name) else f"NULL AS {name}" for name in columns)
-
-    def _bytewise(self, column: str) -> str:
-        """The column compared by its UTF-8 bytes."""
-        return column if self._db.uri.is_sqlite else f'{column} COLLATE "C"'
 
     def experiments(self) -> list[Experiment]:
         """Every experiment, active and deleted, in archive order."""
@@ -215,7 +196,7 @@ class DatabaseSource:
         for start in range(0, len(ids), BATCH_RUNS):
             batch = self._load(ids[start : start + BATCH_RUNS].to_pylist())
             if query.filter:
-                batch = matching(batch, self._latest([run.run_id for run in batch]), query.filter)
+                batch = matching(batch, self._points.latest([run.run_id for run in batch]), query.filter)
             if batch:
                 yield batch
 
@@ -237,18 +218,18 @@ class DatabaseSource:
 
     def _ordered_ids(self, where: str) -> pa.ChunkedArray:
         """Ids in archive order: some 36 bytes each, so that runs can be loaded in any number of batches from one sort."""
-        order = f"(start_time IS NULL), start_time, {self._bytewise('run_uuid')}"
+        order = f"(start_time IS NULL), start_time, {self._db.bytewise('run_uuid')}"
         return self._db.fetch(f"SELECT run_uuid FROM runs WHERE {where} ORDER BY {order}", _IDS).column(0)
 
     def runs_by_id(self, run_ids: Sequence[str]) -> list[Run]:
         """These runs as far as they exist, in archive order."""
-        found = [run for ids in _slices(sorted(set(run_ids)), BATCH_RUNS) for run in self._load(ids)]
+        found = [run for ids in slices(sorted(set(run_ids)), BATCH_RUNS) for run in self._load(ids)]
         return sorted(found, key=order_key)
 
     def children(self, run_ids: Sequence[str]) -> list[Run]:
         """The runs whose ``mlflow.parentRunId`` tag names one of these, in archive order."""
         found: set[str] = set()
-        for ids in _slices(sorted(set(run_ids)), BATCH_RUNS):
+        for ids in slices(sorted(set(run_ids)), BATCH_RUNS):
             sql = f"SELECT run_uuid FROM tags WHERE key = 'mlflow.parentRunId' AND value IN {literals(ids)}"
             found.update(self._db.fetch(sql, _IDS).column(0).to_pylist())
         return self.runs_by_id(sorted(found))
@@ -315,96 +296,14 @@ class DatabaseSource:
             found[run_id].append((model, step))
         return {run_id: sorted(links) for run_id, links in found.items()}
 
-    def _latest(self, ids: Sequence[str]) -> dict[str, dict[str, float]]:
-        sql = f"SELECT run_uuid, key, value, {self._flag()} FROM latest_metrics WHERE run_uuid IN {literals(ids)}"
-        latest: defaultdict[str, dict[str, float]] = defaultdict(dict)
-        if self._has("latest_metrics") and ids:
-            for run_id, key, value, nan in zip(*(c.to_pylist() for c in self._db.fetch(sql, _LATEST).columns), strict=True):
-                latest[run_id][key] = math.nan if nan else value
-        return latest
-
-    def _flag(self) -> str:
-        return "is_nan" if self._db.uri.is_sqlite else "is_nan::int"
-
     def metric_counts(self, run_ids: Sequence[str]) -> Sequence[int]:
         """The number of metric points of each run, from an index of the database."""
-        if len(run_ids) >= _COUNT_ALL_FROM:
-            queries = ["SELECT run_uuid, COUNT(*) FROM metrics GROUP BY run_uuid"]
-        else:
-            queries = [
-                f"SELECT run_uuid, COUNT(*) FROM metrics WHERE run_uuid IN {literals(ids)} GROUP BY run_uuid"
-                for ids in _slices(run_ids, BATCH_RUNS)
-            ]
-        counts: dict[str, int] = {}
-        for sql in queries:
-            ids, numbers = self._db.fetch(sql, _COUNTS).columns
-            counts.update(zip(ids.to_pylist(), numbers.to_pylist(), strict=True))
-        self._counted = {run_id: counts.get(run_id, 0) for run_id in run_ids}
-        return [self._counted[run_id] for run_id in run_ids]
+        self._runs = run_ids
+        return self._points.counts(run_ids)
 
     def metrics(self, run_ids: Sequence[str]) -> Iterator[pa.Table]:
         """The metric histories of these runs as tables of ``SERIES_SCHEMA``, at most some million rows at a time."""
-        if len(set(run_ids)) != len(run_ids):
-            raise UsageError("the metrics of one run are asked for twice")
-        known = self._counted
-        counts = [known[i] for i in run_ids] if all(i in known for i in run_ids) else self.metric_counts(run_ids)
-        chunk: list[int] = []
-        points = 0
-        for owner, count in enumerate(counts):
-            if count == 0:
-                continue
-            if chunk and (points + count > CHUNK_POINTS or len(chunk) == BATCH_RUNS):
-                yield self._points(run_ids, counts, chunk)
-                chunk, points = [], 0
-            if count > STREAMED_POINTS:
-                yield from self._streamed(run_ids[owner], owner, count)
-                continue
-            chunk.append(owner)
-            points += count
-        if chunk:
-            yield self._points(run_ids, counts, chunk)
-
-    def _columns_of_points(self) -> str:
-        return f"key, step, timestamp, value, {self._flag()} AS is_nan"
-
-    def _points(self, run_ids: Sequence[str], counts: Sequence[int], owners: Sequence[int]) -> pa.Table:
-        """The points of some runs. SQL sorts by run, so that the known counts say whose a row is."""
-        by_id = sorted(owners, key=lambda owner: run_ids[owner].encode())
-        # Where an index has the first three columns, SQLite need not sort; what they leave open is settled below.
-        order = "run_uuid, key, step" if self._db.uri.is_sqlite else 'run_uuid COLLATE "C"'
-        table = self._db.fetch(
-            f"SELECT {self._columns_of_points()} FROM metrics WHERE run_uuid IN {literals(run_ids[o] for o in by_id)} "
-            f"ORDER BY {order}",
-            _POINTS,
-        )
-        sizes = np.array([counts[owner] for owner in by_id], dtype=np.int64)
-        if int(sizes.sum()) != table.num_rows:
-            raise self._miscounted(table.num_rows, int(sizes.sum()))
-        series = _series(table, np.repeat(np.array(by_id, dtype=np.int32), sizes))
-        if by_id != list(owners):
-            ends = np.cumsum(sizes)
-            spans = {owner: (int(end - size), int(size)) for owner, end, size in zip(by_id, ends, sizes, strict=True)}
-            series = pa.concat_tables([series.slice(*spans[owner]) for owner in owners])
-        series = series.combine_chunks()
-        return series if self._db.uri.is_sqlite and _ties_in_order(series) else sort_series(series)
-
-    def _streamed(self, run_id: str, owner: int, count: int) -> Iterator[pa.Table]:
-        """The points of one run that is too long to be held."""
-        order = f"{self._bytewise('key')}, step, timestamp, is_nan, value"
-        sql = f"SELECT {self._columns_of_points()} FROM metrics WHERE run_uuid = {literals([run_id])[1:-1]} ORDER BY {order}"
-        rows = 0
-        for table in self._db.stream(sql, _POINTS, CHUNK_POINTS // 4):
-            rows += table.num_rows
-            yield _series(table, np.full(table.num_rows, owner, dtype=np.int32))
-        if rows != count:
-            raise self._miscounted(rows, count)
-
-    def _miscounted(self, found: int, counted: int) -> CorruptError:
-        name = self._db.uri.shown
-        return CorruptError(
-            f"the database {name} gave {found:,} metric points where it had counted {counted:,}",
-            hint="an index is damaged: run PRAGMA integrity_check (SQLite) or REINDEX TABLE metrics",
-        )
+        return self._points.series(run_ids)
 
     def artifacts(self, record: Record) -> ArtifactStore:
         """The files of a run, logged model, trace or model version. One without a location of its own has none."""
@@ -433,50 +332,21 @@ class DatabaseSource:
 
     def rows(self, table: str, ids: Sequence[str]) -> Iterator[pa.Table]:
         """The rows of ``model_metrics/1`` or ``spans/1`` of these owners."""
-        return self._owned.rows(table, ids)
+        found = self._owned.rows(table, ids)
+        return self._archived.completed(found, ids) if table == "spans/1" else found
 
     def problems(self) -> list[Problem]:
         """Spans that could not be read, so far."""
-        return self._owned.problems
+        return [*self._owned.problems, *self._archived.problems]
 
     def notes(self) -> list[str]:
-        """Nothing."""
-        return []
+        """What the database holds that no record has a place for."""
+        return [*unread(self._db, self._tables, self._runs), *self._archived.notes(), *missing_destination(self._destination)]
 
     def close(self) -> None:
         """End the read transaction."""
         self._db.close()
 
 
-def _series(table: pa.Table, owners: npt.NDArray[np.int32]) -> pa.Table:
-    """Points of the database as a table of ``SERIES_SCHEMA``: a set flag ``is_nan`` is what says NaN."""
-    value = table.column("value")
-    flags = pc.not_equal(table.column("is_nan"), 0)
-    if pc.any(flags).as_py():
-        value = pc.if_else(flags, math.nan, value)
-    columns = [pa.array(owners), table.column("key"), table.column("step"), table.column("timestamp"), value]
-    return pa.table(columns, schema=SERIES_SCHEMA)
-
-
-def _ties_in_order(series: pa.Table) -> bool:
-    """Whether neighbours with the same step are in order whatever their keys are. False only says: look closer."""
-    step = _numbers(series, "step")
-    same = np.flatnonzero(step[1:] == step[:-1])
-    if not len(same):
-        return True
-    time = _numbers(series, "timestamp")
-    return bool(np.all(time[same + 1] > time[same]))
-
-
-def _numbers(table: pa.Table, name: str) -> npt.NDArray[Any]:
-    numbers: npt.NDArray[Any] = table.column(name).combine_chunks().to_numpy(zero_copy_only=False)
-    return numbers
-
-
 def _is_integer(text: str) -> bool:
     return text.isascii() and text.removeprefix("-").isdigit()
-
-
-def _slices(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

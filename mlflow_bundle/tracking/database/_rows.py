@@ -13,14 +13,22 @@ from mlflow_bundle.records import DatasetInput, KeyValue, Run
 from mlflow_bundle.tracking.database._connection import Connection, literals
 from mlflow_bundle.tracking.database._read import RUN_COLUMNS
 
-__all__ = ["append_experiment", "append_experiment_tags", "append_runs", "known_datasets"]
+__all__ = ["append_experiment", "append_experiment_tags", "append_runs", "known_datasets", "read_texts"]
 
 #: (experiment id, name, digest): what makes a dataset the same one.
 DatasetKey = tuple[str, str, str]
 _Rows = list[dict[str, Any]]
 
 _IN_RUN: Final = {"key": pa.string(), "value": pa.string(), "run_uuid": pa.string()}
+_ONE_TEXT: Final = pa.schema([pa.field("text", pa.string(), nullable=False)])
 _TIMES: Final = {"creation_time": pa.int64(), "last_update_time": pa.int64()}
+
+
+def read_texts(connection: Connection, sql: str) -> list[str]:
+    """One text column, read in a transaction of its own."""
+    found: list[str] = connection.fetch(sql, _ONE_TEXT).column(0).to_pylist()
+    connection.commit()
+    return found
 
 
 def append_experiment(connection: Connection, row: Mapping[str, Any]) -> None:

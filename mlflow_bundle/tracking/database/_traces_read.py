@@ -57,14 +57,10 @@ def complete_trace(fields: dict[str, Any], extra: Mapping[str, Any]) -> None:
         tags.pop(NAME_TAG, None)
         for key in (SESSION_KEY, TOKENS_KEY, COST_KEY):
             metadata.pop(key, None)
-    if extra.get("trace_name") is not None:
-        tags[NAME_TAG] = KeyValue(key=NAME_TAG, value=extra["trace_name"])
-    shown = {
-        SESSION_KEY: extra.get("session_id"),
-        TOKENS_KEY: _members(extra, TOKENS),
-        COST_KEY: _members(extra, COSTS),
-    }
-    for key, value in shown.items():
+    if (name := extra.get("trace_name")) is not None:
+        tags[NAME_TAG] = KeyValue(key=NAME_TAG, value=name)
+    shown = ((SESSION_KEY, extra.get("session_id")), (TOKENS_KEY, _members(extra, TOKENS)), (COST_KEY, _members(extra, COSTS)))
+    for key, value in shown:
         if value is not None:
             metadata[key] = KeyValue(key=key, value=value)
     for field, key in LOCATION_TAGS.items():
@@ -75,9 +71,11 @@ def complete_trace(fields: dict[str, Any], extra: Mapping[str, Any]) -> None:
 
 
 def _members(extra: Mapping[str, Any], columns: tuple[str, ...]) -> str | None:
+    if extra.keys().isdisjoint(columns):
+        return None
     members = {column: value for column in columns if (value := extra.get(column)) is not None}
     return json.dumps(members) if members else None
 
 
 def _sorted(pairs: Mapping[str, KeyValue]) -> tuple[KeyValue, ...]:
-    return tuple(pairs[key] for key in sorted(pairs))  # by code points, which is by UTF-8 bytes
+    return tuple(map(pairs.__getitem__, sorted(pairs)))  # by code points, which is by UTF-8 bytes

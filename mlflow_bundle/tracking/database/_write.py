@@ -1,23 +1,19 @@
-"""Restores runs into an MLflow database: ids, times and deleted state stay exactly as they were."""
+"""An MLflow database as a target: ids, times and deleted state stay exactly as they were."""
 
 from __future__ import annotations
 
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
 from typing import Any, Final
 
 import msgspec
 import pyarrow as pa
 from msgspec import UNSET
 
-from mlflow_bundle._parallel import bounded_map, prefetch
-from mlflow_bundle._series import series_digests
 from mlflow_bundle.errors import CannotHoldError, ServerError, UsageError
 from mlflow_bundle.records import Experiment, KeyValue, Problem, Record, Run, Source, record_id
-from mlflow_bundle.tracking._compare import run_differences
 from mlflow_bundle.tracking._port import (
     ArtifactStore,
     EntityResult,
@@ -32,40 +28,21 @@ from mlflow_bundle.tracking._port import (
 )
 from mlflow_bundle.tracking._workspaces import Homes
 from mlflow_bundle.tracking.artifacts import artifact_store
-from mlflow_bundle.tracking.database._connection import Connection, DatabaseUri, columns_of, literal, literals, parse_uri
+from mlflow_bundle.tracking.database._connection import Connection, DatabaseUri, columns_of, literal, parse_uri
 from mlflow_bundle.tracking.database._entity_limits import EntityLimits
 from mlflow_bundle.tracking.database._entity_rows import Tables
 from mlflow_bundle.tracking.database._entity_write import EntityRestorer
-from mlflow_bundle.tracking.database._files import FilesFound, compare_files, write_files
-from mlflow_bundle.tracking.database._limits import CANNOT_HOLD, Limits, run_problem
+from mlflow_bundle.tracking.database._limits import Limits
 from mlflow_bundle.tracking.database._places import Places
-from mlflow_bundle.tracking.database._points import PointStage
 from mlflow_bundle.tracking.database._read import DatabaseSource
-from mlflow_bundle.tracking.database._rows import append_experiment, append_experiment_tags, append_runs, known_datasets
+from mlflow_bundle.tracking.database._rows import append_experiment, append_experiment_tags, read_texts
+from mlflow_bundle.tracking.database._run_write import RunRestorer, existing_runs, expected_run
 from mlflow_bundle.tracking.database._schema import place_database, prepare_database
 
 __all__ = ["DatabaseTarget"]
 
-#: Threads that write and read artifact files.
-_FILE_THREADS: Final = 8
 #: Memory that SQLite may use for pages: indexes of millions of points are filled in random order.
 _SQLITE_CACHE_KIB: Final = 50_000
-
-_PARENT_TAG: Final = "mlflow.parentRunId"
-
-
-@dataclass(slots=True, eq=False)
-class _Work:
-    """One planned run on its way: ``expected`` is the record as it should read back, None where it cannot be held."""
-
-    planned: PlannedRun
-    result: RunResult
-    expected: Run | None
-    exists: bool = False
-    differs: bool = False
-
-    def fail(self, message: str, code: str, path: str = "") -> None:
-        self.result.problems.append(run_problem(self.planned.source.run_id, message, code=code, path=path))
 
 
 class DatabaseTarget:
@@ -76,7 +53,7 @@ class DatabaseTarget:
     server that will serve this database: what lay behind a server stays at ``mlflow-artifacts:``, and its files go there.
 
     Experiment ids stay where they are free and the database has a place for them. ``notes`` say where it has none, and what
-    merging an experiment left as it was.
+    merging an experiment left as it was. Without ``read_back``, runs count as restored when they are written.
 
     Raises:
         UnsupportedError: the schema is not that of the installed MLflow; it is never upgraded here.
@@ -92,6 +69,7 @@ class DatabaseTarget:
         bundle_id: str,
         storage_options: Mapping[str, Any] | None = None,
         workspace: str | None = None,
+        read_back: bool = True,
     ) -> None:
         self._wanted = parse_uri(uri)
         self._uri, self._draft = _draft(self._wanted)
@@ -99,6 +77,7 @@ class DatabaseTarget:
         self.notes: list[str] = []
         self._destination = artifacts_destination
         self._storage_options = storage_options
+        self._read_back = read_back
         self._places = Places(self._wanted, artifact_root, artifacts_destination)
         self._restorer: EntityRestorer | None = None
         self._lock = threading.RLock()
@@ -152,13 +131,24 @@ class DatabaseTarget:
                     e.lifecycle_stage,
                     creation_time=e.creation_time or None,
                     workspace=e.workspace or "",
+                    tags=e.tags,
                 )
                 for e in source.experiments()
             ]
 
-    def _look(self) -> _Reader:
+    def _look(self) -> closing[DatabaseSource]:
         """The database as it is now, through a connection of its own."""
-        return _Reader(self._uri.text, artifacts_destination=self._destination, storage_options=self._storage_options)
+        source = DatabaseSource(self._uri.text, artifacts_destination=self._destination, storage_options=self._storage_options)
+        return closing(source)
+
+    @contextmanager
+    def _rolled_back(self) -> Iterator[None]:
+        """End the open transaction when an error leaves the block, so that no lock outlives it."""
+        try:
+            yield
+        except BaseException:
+            self._db.rollback()
+            raise
 
     def cannot_hold_experiment(self, experiment: Experiment) -> list[Problem]:
         """What of this experiment the database would refuse. An id that it has no place for is no loss, and only noted."""
@@ -172,7 +162,7 @@ class DatabaseTarget:
 
     def cannot_hold_run(self, run: Run) -> list[Problem]:
         """What of this run the database would refuse, its artifact location as it would be here included."""
-        return self._limits.run(self._expected(run, run.experiment_id, None))[1]
+        return self._limits.run(expected_run(run, self._places, run.experiment_id))[1]
 
     def cannot_hold_key(self, key: str) -> str | None:
         """Why the database would refuse this metric key, or None."""
@@ -181,18 +171,7 @@ class DatabaseTarget:
     def restored_runs(self, experiment_id: str, source_run_ids: Sequence[str]) -> Mapping[str, RestoredRun]:  # noqa: ARG002
         """The runs that exist already. None counts as complete before ``restore`` has compared it with the archive."""
         with self._lock:
-            return {run_id: RestoredRun(run_id, complete=False) for run_id in self._existing(source_run_ids)}
-
-    def _existing(self, run_ids: Iterable[str]) -> set[str]:
-        held = [run_id for run_id in run_ids if "\0" not in run_id]
-        found = self._texts(f"SELECT run_uuid FROM runs WHERE run_uuid IN {literals(held)}") if held else []
-        return set(found)
-
-    def _texts(self, sql: str) -> list[str]:
-        """One text column, read in a transaction of its own."""
-        found: list[str] = self._db.fetch(sql, pa.schema([pa.field("text", pa.string(), nullable=False)])).column(0).to_pylist()
-        self._db.commit()
-        return found
+            return {run_id: RestoredRun(run_id, complete=False) for run_id in existing_runs(self._db, source_run_ids)}
 
     # -- experiments ------------------------------------------------------------------------------------------------------
 
@@ -220,7 +199,7 @@ class DatabaseTarget:
 
     def _free_id(self, wanted: str) -> str:
         """The id itself where it is free and can be held, else the next one."""
-        taken = {int(text) for text in self._texts("SELECT CAST(experiment_id AS VARCHAR) FROM experiments")}
+        taken = {int(text) for text in read_texts(self._db, "SELECT CAST(experiment_id AS VARCHAR) FROM experiments")}
         number = self._limits.experiment_id(wanted)
         return str(number if number is not None and number not in taken else max(taken, default=0) + 1)
 
@@ -279,14 +258,6 @@ class DatabaseTarget:
 
     # -- runs -------------------------------------------------------------------------------------------------------------
 
-    def _expected(self, run: Run, experiment_id: str, parent_id: str | None) -> Run:
-        """The record of a run as it should read back from this database."""
-        tags = run.tags
-        if parent_id is not None:
-            tags = tuple(KeyValue(key=t.key, value=parent_id) if t.key == _PARENT_TAG else t for t in tags)
-        location = self._places.of_run(run, experiment_id)
-        return msgspec.structs.replace(run, experiment_id=experiment_id, artifact_uri=location, tags=tags)
-
     def restore(self, runs: Sequence[PlannedRun], metrics: Iterator[pa.Table], open_blob: OpenBlob) -> list[RunResult]:
         """Write these runs, read them back and compare. A run that is there already is compared, and only files that it lacks
         are added.
@@ -295,137 +266,16 @@ class DatabaseTarget:
             UsageError: there are files to write and nobody said where to.
             ServerError: the database is gone or locked.
         """
-        if self._places.root is None and any(planned.files for planned in runs):
-            raise UsageError(
-                "there are artifact files to restore, and no place for them is named",
-                hint="give artifact_root, or artifacts_destination where a server will serve this database",
-            )
         with self._lock, self._rolled_back():
-            works = self._plan(runs)
-            new = [work for work in works if work.expected is not None and not work.exists]
-            ids = [planned.source.run_id for planned in runs]
-            stage = PointStage(self._db, ids, [work in new for work in works], self.cannot_hold_key)
-            try:
-                digests = series_digests(map(stage.add, prefetch(metrics)), len(runs))
-                self._db.commit()
-                self._write_files(new, open_blob)
-                self._insert(new, stage)
-            finally:
-                self._db.rollback()
-                stage.clear()
-                self._db.commit()
-            _report_points(works, stage)
-            self._verify(works, digests, open_blob)
-        return [work.result for work in works]
-
-    def _rolled_back(self) -> _RolledBack:
-        return _RolledBack(self._db)
-
-    def _plan(self, runs: Sequence[PlannedRun]) -> list[_Work]:
-        works = []
-        existing = self._existing(planned.source.run_id for planned in runs)
-        for planned in runs:
-            run_id = planned.source.run_id
-            expected, problems = self._limits.run(self._expected(planned.source, planned.experiment_id, planned.parent_id))
-            result = RunResult(source_run_id=run_id, run_id=run_id if expected is not None else None, problems=problems)
-            works.append(_Work(planned, result, expected, exists=run_id in existing))
-        return works
-
-    def _store(self, run: Run) -> ArtifactStore:
-        location = run.artifact_uri
-        if not location:
-            raise UsageError(f"the run {run.run_id} has no artifact location")
-        return artifact_store(
-            location,
-            client=None,
-            run_id=run.run_id,
-            artifacts_destination=self._destination,
-            storage_options=self._storage_options,
-        )
-
-    def _write_files(self, works: Sequence[_Work], open_blob: OpenBlob) -> None:
-        def write(work: _Work) -> list[Problem]:
-            assert work.expected is not None
-            return write_files(self._store(work.expected), work.planned.files, open_blob, "run", work.expected.run_id)
-
-        for work, problems in _threaded(write, [work for work in works if work.planned.files]):
-            work.result.problems += problems
-
-    def _insert(self, works: Sequence[_Work], stage: PointStage, *, only: str | None = None) -> None:
-        """Make the runs visible, all in one transaction; where the database refuses one of them, each in its own."""
-        if not works:
-            return
-        try:
-            self._insert_together([work.expected for work in works if work.expected is not None], stage, only)
-        except ServerError as error:
-            if error.code != "refused":
-                raise
-            self._db.rollback()
-            if len(works) > 1:
-                for work in works:
-                    self._insert([work], stage, only=work.planned.source.run_id)
-            else:
-                works[0].fail(error.message, "refused")
-                works[0].expected = None
-
-    def _insert_together(self, runs: Sequence[Run], stage: PointStage, only: str | None) -> None:
-        datasets = known_datasets(self._db, runs)
-        # A transaction that wrote after it had read could not wait for another writer of SQLite.
-        self._db.commit()
-        append_runs(self._db, runs, datasets)
-        stage.insert("1 = 1" if only is None else f"run_uuid = {literal(only)}")
-        self._db.commit()
-
-    # -- reading back -----------------------------------------------------------------------------------------------------
-
-    def _verify(self, works: Sequence[_Work], digests: Sequence[tuple[int, str]], open_blob: OpenBlob) -> None:
-        """Read back what is there through a new connection and compare it with the archive."""
-        checked = [(work, digests[i]) for i, work in enumerate(works) if work.expected is not None]
-        ids = [work.planned.source.run_id for work, _ in checked]
-        with self._look() as source:
-            found = {run.run_id: run for run in source.runs_by_id(ids)}
-            series = series_digests(source.metrics(ids), len(ids))
-        for (work, wanted), actual in zip(checked, series, strict=True):
-            self._compare(work, found.get(work.planned.source.run_id), wanted, actual)
-        self._verify_files([work for work, _ in checked if not work.differs], open_blob)
-
-    def _compare(self, work: _Work, actual: Run | None, wanted: tuple[int, str], series: tuple[int, str]) -> None:
-        assert work.expected is not None
-        what = "is there already and differs" if work.exists else "reads back differently"
-        if actual is None:
-            work.fail("the run is not there after it was written", "not-restored")
-            work.differs = True
-            return
-        work.result.metric_points = series[0]
-        if work.exists:  # its files stay where they are
-            work.expected = msgspec.structs.replace(work.expected, artifact_uri=actual.artifact_uri)
-        differences = run_differences(work.expected, actual)
-        for difference in differences:
-            work.fail(f"the run {what}: {difference}", "run-differs")
-        if series != wanted:
-            work.fail(f"the run {what}: {series[0]:,} metric points where {wanted[0]:,} belong, or others", "metrics-differ")
-        work.differs = bool(differences) or series != wanted
-
-    def _verify_files(self, works: Sequence[_Work], open_blob: OpenBlob) -> None:
-        def verify(work: _Work) -> tuple[FilesFound, list[Problem]]:
-            run = work.expected
-            assert run is not None
-            files, run_id = work.planned.files, run.run_id
-            found = compare_files(lambda: self._store(run), files, "run", run_id)
-            # Files that could not be written are named already; those that an existing run lacks are added.
-            if not found.missing or not work.exists:
-                return found, []
-            problems = write_files(self._store(run), found.missing, open_blob, "run", run_id)
-            return compare_files(lambda: self._store(run), files, "run", run_id), problems
-
-        for work, (found, problems) in _threaded(verify, [work for work in works if work.planned.files]):
-            work.result.files, work.result.file_bytes = found.files, found.bytes
-            named = {problem.path for problem in (*work.result.problems, *problems)}
-            work.result.problems += [*problems, *(problem for problem in found.problems if problem.path not in named)]
-            work.result.notes += found.notes
-            for path, _, _ in found.missing:
-                if path not in named:
-                    work.fail(f"the file {path!r} is not there", "file-missing", path)
+            restorer = RunRestorer(
+                self._db,
+                limits=self._limits,
+                places=self._places,
+                open_store=self._store_of,
+                look=self._look,
+                read_back=self._read_back,
+            )
+            return restorer.restore(runs, metrics, open_blob)
 
     # -- all other kinds --------------------------------------------------------------------------------------------------
 
@@ -459,6 +309,14 @@ class DatabaseTarget:
     def cannot_hold(self, record: Record) -> list[Problem]:
         """What of this record the database would refuse."""
         return self._entities.cannot_hold(record)
+
+    def row_limits(self, table: str) -> Callable[[pa.Table], Sequence[str]] | None:
+        """What says which rows the database would refuse. SQLite takes all."""
+        return self._entities.row_limits(table)
+
+    def name_taken(self, record: Record, experiment_id: str) -> str | None:
+        """Why the experiment at the target cannot have this record, because of another one of its name, or None."""
+        return self._entities.name_taken(record, experiment_id)
 
     def restore_entities(
         self, kind: str, planned: Sequence[PlannedEntity], ids: IdMap, open_blob: OpenBlob, options: RestoreOptions
@@ -500,52 +358,9 @@ def _draft(uri: DatabaseUri) -> tuple[DatabaseUri, tempfile.TemporaryDirectory[s
     return parse_uri(f"sqlite:///{folder.name}/{uri.path.name}"), folder
 
 
-class _Reader(DatabaseSource):
-    """A source for one look, as a context manager."""
-
-    def __enter__(self) -> _Reader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-class _RolledBack:
-    """Ends the open transaction when an error leaves the block, so that no lock outlives it."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self._connection.rollback()
-
-
 #: Lets the next experiment that PostgreSQL numbers itself come after those that brought their own numbers.
 _SEQUENCE: Final = "pg_get_serial_sequence('experiments', 'experiment_id')::regclass"
 _MOVE_SEQUENCE: Final = (
     f"SELECT setval({_SEQUENCE}, top) FROM (SELECT MAX(experiment_id) AS top FROM experiments) AS ids "
     f"WHERE top > COALESCE(pg_sequence_last_value({_SEQUENCE}), 0)"
 )
-
-
-def _report_points(works: Sequence[_Work], stage: PointStage) -> None:
-    """Say what the database could not take of the metric points as they were."""
-    for owner, work in enumerate(works):
-        for key, reason in stage.refused.get(owner, {}).items():
-            work.fail(f"the metric {key[:60]!r} is left out: {reason}", CANNOT_HOLD)
-        if count := stage.duplicates[owner]:
-            work.result.notes.append(f"{count:,} metric points that repeat another one exactly are kept once")
-        if count := stage.negative_zeros[owner]:
-            work.result.notes.append(f"{count:,} metric values of -0.0 are 0.0 in SQLite")
-
-
-def _threaded(function: Callable[[_Work], Any], works: Sequence[_Work]) -> Iterator[tuple[_Work, Any]]:
-    """(work, result) in order; the function runs in several threads."""
-    if not works:
-        return
-    with ThreadPoolExecutor(_FILE_THREADS, thread_name_prefix="mlflow-bundle-files") as executor:
-        yield from zip(works, bounded_map(executor, function, works, 2 * _FILE_THREADS), strict=True)

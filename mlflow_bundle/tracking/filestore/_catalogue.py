@@ -16,7 +16,7 @@ from mlflow_bundle.kinds import KINDS, record_id
 from mlflow_bundle.records import Problem, order_key
 from mlflow_bundle.tracking.filestore import _layout as layout
 from mlflow_bundle.tracking.filestore._index import Index
-from mlflow_bundle.tracking.filestore._layout import broken, read_meta, read_pairs, subfolders
+from mlflow_bundle.tracking.filestore._layout import broken, dead_links, read_meta, read_pairs, subfolders
 from mlflow_bundle.tracking.filestore._records import (
     experiment_of,
     leftovers,
@@ -81,6 +81,7 @@ class Catalogue:
                         yield experiment
                 elif (problem := self._without_meta("experiment", place)) is not None:
                     self.problems.append(problem)
+            self.problems += [_led_nowhere("experiment", name, f"{home}/{name}", name) for name in dead_links(home)]
 
     def _experiment(self, place: _Place, *, in_trash: bool) -> Experiment | None:
         unreadable: list[BundleError] = []
@@ -120,6 +121,8 @@ class Catalogue:
     def _index_experiment(self, kind: str, experiment_id: str, index: Index) -> None:
         home = f"{self.folders[experiment_id]}/{_IN_EXPERIMENT[kind]}".rstrip("/")
         file = layout.TRACE_META if kind == "trace" else layout.META
+        for name in dead_links(home):
+            index.broken.append((experiment_id, name, _led_nowhere(kind, name, f"{home}/{name}", experiment_id)))
         for name in subfolders(home):
             if kind != "run" or name not in layout.RESERVED:
                 place = _Place(f"{home}/{name}", name, file, experiment_id)
@@ -130,7 +133,12 @@ class Catalogue:
         versions = self._indexes.setdefault("model_version", Index("model_version"))
         self._indexed["registered_model"] = self._indexed["model_version"] = {""}
         home = f"{self.root}/{layout.MODELS}"
+        for name in dead_links(home):
+            models.broken.append(("", name, _led_nowhere("registered_model", name, f"{home}/{name}")))
         for name in subfolders(home):
+            for version in dead_links(f"{home}/{name}"):
+                identity = f"{name}/{version.removeprefix(layout.VERSION)}"
+                versions.broken.append(("", identity, _led_nowhere("model_version", identity, f"{home}/{name}/{version}")))
             self._add(models, _Place(f"{home}/{name}", name), partial(registered_model_of, folder=name))
             for version in subfolders(f"{home}/{name}"):
                 if version.startswith(layout.VERSION):
@@ -221,6 +229,11 @@ def _checked(path: str, read: Callable[[], _R]) -> _R:
         return read()
     except (ValueError, msgspec.ValidationError) as error:
         raise broken(path, str(error)) from error
+
+
+def _led_nowhere(kind: str, identity: str, folder: str, experiment_id: str = "") -> Problem:
+    """The problem that the folder of an entity is a link that leads nowhere."""
+    return problem_of(kind, identity, broken(folder, "it is a link that leads nowhere"), experiment_id, left_out=True)
 
 
 def _shown(kind: str) -> str:

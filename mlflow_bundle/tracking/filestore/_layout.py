@@ -36,6 +36,7 @@ __all__ = [
     "VERSION",
     "as_pairs",
     "broken",
+    "dead_links",
     "files_below",
     "read_bytes",
     "read_meta",
@@ -97,6 +98,21 @@ def subfolders(folder: str) -> list[str]:
     try:
         with os.scandir(folder) as entries:
             return sorted(entry.name for entry in entries if entry.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise broken(folder, f"the folder cannot be listed: {error.strerror}") from error
+
+
+def dead_links(folder: str) -> list[str]:
+    """The names of the links in a folder that lead nowhere, as to a disk that is not mounted, sorted.
+
+    Raises:
+        CorruptError: it cannot be listed.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if entry.is_symlink() and not os.path.exists(entry.path))  # noqa: PTH110
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:

@@ -17,7 +17,8 @@ from mlflow_bundle.kinds import KINDS, record_id
 from mlflow_bundle.records import Experiment, Problem, Source
 from mlflow_bundle.tracking._filter import matching
 from mlflow_bundle.tracking._port import ROW_ORDER, ROW_SCHEMAS, SERIES_SCHEMA, ArtifactStore, EntityQuery, RunQuery
-from mlflow_bundle.tracking._spans import span_texts, span_values, spans_table
+from mlflow_bundle.tracking._spans import SPAN_SIGNS, span_texts, span_values, spans_not_found, spans_table
+from mlflow_bundle.tracking.artifacts import missing_destination
 from mlflow_bundle.tracking.artifacts._own import NoArtifacts, own_location
 from mlflow_bundle.tracking.filestore import _layout as layout
 from mlflow_bundle.tracking.filestore._catalogue import KINDS_OF_STORE, Catalogue, problem_of
@@ -59,6 +60,9 @@ class FileSource:
         self._problems: dict[Problem, None] = dict.fromkeys(self._catalogue.problems)
         self._completer = Completer(self._report)
         self._places = Places(artifacts_destination, storage_options)
+        self._destination = artifacts_destination
+        #: Traces that had spans, by their own metadata, and whose file of spans is not there.
+        self._without_spans: list[str] = []
         self._description = Source(
             kind="file",
             uri=Path(self._catalogue.root).as_uri(),
@@ -273,6 +277,8 @@ class FileSource:
             location = read_bytes(tag).decode() if os.path.exists(tag) else ""  # noqa: PTH110
             store = self._places.store("trace", trace_id, location, folder)
             if _TRACES_JSON not in {info.path for info in store.walk()}:
+                if any(os.path.exists(f"{folder}/{layout.TRACE_METADATA}/{sign}") for sign in SPAN_SIGNS):  # noqa: PTH110
+                    self._without_spans.append(trace_id)
                 return []
             with store.open(_TRACES_JSON) as stream:
                 return [span_values(text) for text in span_texts(stream.read())]
@@ -287,7 +293,8 @@ class FileSource:
 
     def notes(self) -> list[str]:
         """What was left out as none of MLflow's, and which files were read elsewhere than the store says."""
-        return [*self._catalogue.notes(), *self._places.notes()]
+        lost = spans_not_found(self._without_spans)
+        return [*self._catalogue.notes(), *self._places.notes(), *lost, *missing_destination(self._destination)]
 
     def close(self) -> None:
         """Remove the temporary files."""

@@ -277,5 +277,8 @@ def completed(trace: Trace, *, tags: Sequence[KeyValue], metadata: Sequence[KeyV
         "trace_metadata": {entry.key: entry.value for entry in metadata},
         "assessments": assessments,
     }
-    found = msgspec.convert(answer, TraceAnswer).record()
+    read = msgspec.convert(answer, TraceAnswer)
+    if unknown := read.unknown_assessments:
+        raise ValueError(f"the assessment {unknown[0]!r} is of a kind that this version does not know")
+    found = read.record()
     return msgspec.structs.replace(trace, **{name: getattr(found, name) for name in _IN_FILES})

@@ -293,7 +293,7 @@ class ConfigWriter:
         result.target_id = record_id(job.found)
         for difference in self._differences(road, job):
             if job.was_there:
-                result.notes.append(f"{_called(job.record)} stays as it is at the target: {difference}")
+                result.keeps(f"{_called(job.record)} stays as it is at the target: {difference}")
             else:
                 result.problems.append(not_restored(result, f"read back from the target: {difference}", code=DIFFERS))
                 result.action = "failed"

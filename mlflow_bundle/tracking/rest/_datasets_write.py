@@ -13,7 +13,7 @@ from mlflow_bundle.entities import DatasetRecord, EvaluationDataset
 from mlflow_bundle.errors import AuthError, ServerError
 from mlflow_bundle.kinds import record_id
 from mlflow_bundle.tracking._port import SOURCE_TAG_PREFIX, EntityResult, IdMap, OpenBlob, PlannedEntity, RestoreOptions
-from mlflow_bundle.tracking.rest._evaluation_common import API3, NO_IDS, canonical, expect, loaded
+from mlflow_bundle.tracking.rest._evaluation_common import API3, NO_IDS, NO_USERS, canonical, expect, loaded
 from mlflow_bundle.tracking.rest._expected import keep_earlier
 from mlflow_bundle.tracking.rest._once import create_once
 from mlflow_bundle.tracking.rest._road import DIFFERS, SOURCE_BUNDLE, Server, not_restored, pages, tag_map
@@ -59,6 +59,8 @@ class DatasetWriter:
         self._server = server
         self._datasets: dict[str, str] | None = None
         self._records: dict[str, _Dataset] = {}
+        #: The datasets that were restored, by id at the target.
+        self._finished: dict[str, EvaluationDataset] = {}
 
     # -- datasets --------------------------------------------------------------------------------------------------
 
@@ -84,6 +86,7 @@ class DatasetWriter:
             result.target_id = known
             ids.add("evaluation_dataset", dataset.dataset_id, known)
             self._compare(dataset, result, experiments)
+            self._finished[known] = dataset
 
         return self._server.each("evaluation_dataset", planned, one)
 
@@ -101,13 +104,17 @@ class DatasetWriter:
                 found[tags[_SOURCE_DATASET]] = str(dataset["dataset_id"])
         return found
 
-    def _create(self, dataset: EvaluationDataset, experiments: Sequence[str]) -> str:
+    def _tags(self, dataset: EvaluationDataset) -> dict[str, str]:
+        """The tags of the dataset at the target. A server takes its user from one of them."""
         tags = tag_map(dataset.tags)
         ours = self._server.source_tags(dataset, *_KEPT)
         keep_earlier(tags, ours)
         if isinstance(dataset.created_by, str):
             tags.setdefault(_USER_TAG, dataset.created_by)
-        body = {"name": dataset.name, "experiment_ids": experiments, "tags": json.dumps({**tags, **ours})}
+        return tags | ours
+
+    def _create(self, dataset: EvaluationDataset, experiments: Sequence[str]) -> str:
+        body = {"name": dataset.name, "experiment_ids": experiments, "tags": json.dumps(self._tags(dataset))}
 
         def find() -> dict[str, Any] | None:
             made = self._restored().get(dataset.dataset_id)
@@ -125,12 +132,40 @@ class DatasetWriter:
             self._server.post(f"datasets/{target}/add-experiments", {"experiment_ids": missing}, api=API3)
 
     def _compare(self, dataset: EvaluationDataset, result: EntityResult, experiments: Sequence[str]) -> None:
+        """A dataset that was made has to be like the archive; one that was there keeps what it has."""
         found = self._server.get(f"datasets/{result.target_id}", api=API3)["dataset"]
-        tags = json.loads(found.get("tags") or "{}")
-        own = {tag.key: tag.value for tag in dataset.tags if not tag.key.startswith(SOURCE_TAG_PREFIX)}
-        expect(result, "name", dataset.name, found.get("name"))
+        there = json.loads(found.get("tags") or "{}")
+        tags = self._tags(dataset)
         expect(result, "experiments", sorted(experiments), sorted(self._linked(str(result.target_id)) & set(experiments)))
-        expect(result, "tags", own, {key: tags.get(key) for key in own})
+        compared = {"name": (dataset.name, found.get("name")), "tags": (tags, {key: there.get(key) for key in tags})}
+        was_there = result.action == "there"
+        for what, (wanted, actual) in compared.items():
+            if was_there and wanted != actual:
+                result.keeps(f"the evaluation dataset {dataset.name!r} keeps its own {what}")
+            else:
+                expect(result, what, wanted, actual)
+
+    def finish(self) -> list[EntityResult]:
+        """Say of datasets whose records are there what a server has made of these, where the archive has something else."""
+        finished, self._finished = self._finished, {}
+
+        def one(pair: tuple[str, EvaluationDataset]) -> EntityResult:
+            target, dataset = pair
+            result = EntityResult(kind="evaluation_dataset", source_id=dataset.dataset_id)
+            self._server.guard(result, lambda: self._compare_derived(target, dataset, result))
+            return result
+
+        told = [pair for pair in finished.items() if pair[1].schema or pair[1].profile]
+        return list(bounded_map(self._server.executor, one, told, self._server.window))
+
+    def _compare_derived(self, target: str, dataset: EvaluationDataset, result: EntityResult) -> None:
+        found = self._server.get(f"datasets/{target}", api=API3)["dataset"]
+        for name in ("schema", "profile"):
+            if canonical(loaded(getattr(dataset, name))) != canonical(loaded(found.get(name))):
+                what = f"the evaluation dataset {dataset.name!r} has another {name}"
+                result.notes.append(
+                    f"{what}, which a server makes of the records that it is sent; the archive keeps the old one"
+                )
 
     # -- records ---------------------------------------------------------------------------------------------------
 
@@ -175,7 +210,7 @@ class DatasetWriter:
                 continue
             result.action, result.target_id = "there", known[0]
             if known[1] != _rest({name: loaded(getattr(record, name)) for name in _COMPARED}):
-                result.notes.append("records of evaluation datasets that differ at the target keep what they have there")
+                result.keeps("records of evaluation datasets that differ at the target keep what they have there")
         # A server fails at an object among the outputs of a dataset after it has seen another kind of output.
         missing.sort(key=lambda pair: not str(pair[0].outputs or "").startswith("{"))
         for some in _requests(missing):
@@ -253,8 +288,13 @@ def _compare_record(record: DatasetRecord, result: EntityResult, item: Mapping[s
         wanted = loaded(getattr(record, name))
         if canonical(_plain(wanted)) != canonical(_plain(item.get(name))):
             expect(result, name, wanted, item.get(name))
-    if record.created_by and (item.get("created_by") or "") != record.created_by:
-        result.notes.append("a server takes the user of a record from its tag mlflow.user only")
+    if any(
+        isinstance(wanted := getattr(record, name), str) and (item.get(name) or "") != wanted
+        for name in ("created_by", "last_updated_by")
+    ):
+        result.notes.append(NO_USERS.format("records of evaluation datasets, unless their tag mlflow.user says it"))
+    if any(getattr(record, name) and item.get(name) != getattr(record, name) for name in ("source_id", "source_type")):
+        result.notes.append("a server makes the id and type of a record's source of the source itself; the archive knows both")
 
 
 def _plain(value: Any) -> Any:

@@ -50,6 +50,7 @@ _INPUTS: Final[Mapping[str, Mapping[str, Any]]] = {
 _NEVER: Final[Mapping[str, tuple[str, ...]]] = {
     "logged_model": ("status_message", "unknown_deleted_ones"),
     "model_version": ("deleted_ones",),
+    "trace": ("assessments.run_id", "integers_in_assessments", "links_to_deleted_prompts"),
     "scorer": ("in_deleted_experiments",),
     "label_schema": ("in_deleted_experiments", "unused_and_never_listed"),
     "review_queue": ("in_deleted_experiments",),
@@ -66,6 +67,7 @@ class EntityReader:
         self._traces = TraceReader(server, self._experiments_in, open_store)
         self._has_models: bool | None = None
         registry, evaluation = ModelRegistry(server), _Evaluation(server)
+        self._evaluation = evaluation
         self._readers: Mapping[str, Reader] = {
             "logged_model": self._models.read,
             "registered_model": registry.models,
@@ -87,7 +89,11 @@ class EntityReader:
     @property
     def absent(self) -> tuple[str, ...]:
         """The kinds and fields that the server does not offer."""
-        return (*self._server.features.absent, *(f"{kind}.{name}" for kind in self.kinds for name in _NEVER.get(kind, ())))
+        never = [f"{kind}.{name}" for kind in self.kinds for name in _NEVER.get(kind, ())]
+        if self._has_models is False and "logged_model" in self.kinds:
+            # Runs are not asked one by one what they read, where no search shows a model.
+            never.append("run.model_inputs_of_deleted_models")
+        return (*self._server.features.absent, *never)
 
     def read(self, kind: str, query: EntityQuery) -> Iterator[list[Record]]:
         """The records of a kind that match, in archive order, in batches of at most 1,000.
@@ -125,7 +131,11 @@ class EntityReader:
 
     def problems(self) -> list[Problem]:
         """The kinds that this user may not read, and what could not be read of traces so far."""
-        return [*self._server.forbidden, *self._traces.problems]
+        return [*self._server.forbidden, *self._models.problems, *self._traces.problems]
+
+    def notes(self) -> list[str]:
+        """What cannot be read without changing the server, and what it seems to hide."""
+        return [*self._server.notes(), *self._evaluation.notes()]
 
     def _experiments_in(self, workspace: str | None) -> list[str]:
         """The experiments of a workspace, deleted ones too."""
@@ -144,6 +154,15 @@ class _Evaluation:
 
     def __init__(self, server: SourceServer) -> None:
         self._server = server
+        self._unopened: set[str] = set()
+
+    def notes(self) -> list[str]:
+        """What could not be asked for."""
+        if not self._unopened:
+            return []
+        count = f"the label schemas of {len(self._unopened):,} experiments were not listed"
+        why = "because a server writes a default one into each that is listed for the first time"
+        return [f"{count}, {why}: only those that review queues use are known"]
 
     # -- datasets --
 
@@ -262,6 +281,7 @@ class _Evaluation:
         for _, schema in self._each(opened, f"{API3}label-schemas/list", "label_schemas", ("schema_id",)):
             yield _label_schema(schema)
         unopened = {experiment for (_, experiment), there in zip(active, has_default, strict=True) if not there}
+        self._unopened |= unopened
         named = {
             (workspace, schema_id)
             for workspace, queue in self._queues(query)

@@ -45,8 +45,8 @@ class EntityWriter:
         )
         self._traces = TraceWriter(server, doomed_experiments=doomed_experiments)
         self._models = LoggedModelWriter(server)
-        registry = RegistryWriter(server)
-        evaluation = EvaluationWriter(server)
+        self._registry = registry = RegistryWriter(server)
+        self._evaluation = evaluation = EvaluationWriter(server)
         self._roads = {
             "logged_model": _Road(self._models.restore, self._models.cannot_hold),
             "registered_model": _Road(registry.restore_models, registry.cannot_hold),
@@ -62,7 +62,7 @@ class EntityWriter:
         definitions = DefinitionRoad(server, secrets)
         self._endpoints = EndpointRoad(server, definitions)
         gateway: list[Road] = [secrets, definitions, self._endpoints, BudgetRoad(server), GuardrailRoad(server)]
-        registry_of_mcp: list[Road] = [self._mcp, McpVersionRoad(server, self._mcp), McpAccessRoad(server)]
+        registry_of_mcp: list[Road] = [self._mcp, McpVersionRoad(server, self._mcp), McpAccessRoad(server, self._mcp)]
         writer = ConfigWriter(server)
         for road in (WebhookRoad(server), *gateway, *registry_of_mcp):
             self._roads[road.kind] = _Road(partial(writer.restore, road), partial(writer.cannot_hold, road))
@@ -91,6 +91,10 @@ class EntityWriter:
         """The run without what the server has no place for."""
         return without(run, self._features.release)
 
+    def name_taken(self, record: Record, experiment_id: str) -> str | None:
+        """Why the experiment cannot have this record, because of another one of its name."""
+        return self._evaluation.name_taken(record, experiment_id)
+
     def restore(
         self, kind: str, planned: Sequence[PlannedEntity], ids: IdMap, open_blob: OpenBlob, options: RestoreOptions
     ) -> list[EntityResult]:
@@ -114,8 +118,9 @@ class EntityWriter:
 
     def after_deletions(self) -> list[EntityResult]:
         """Bind endpoints of the gateway to what uses them, mark what is complete now, and post the assessments that the
-        deletion of runs and experiments would have taken away."""
-        return [*self._endpoints.bind(), *self._mcp.finish(), *self._traces.after_deletions()]
+        deletion of runs and experiments would have taken away. Tell what came to nothing of models and datasets."""
+        told = [*self._registry.finish(), *self._evaluation.finish()]
+        return [*told, *self._endpoints.bind(), *self._mcp.finish(), *self._traces.after_deletions()]
 
 
 def _cannot_hold(kind: str, record: Record, reason: str) -> Problem:

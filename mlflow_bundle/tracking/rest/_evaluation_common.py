@@ -8,15 +8,16 @@ from typing import Any, Final
 from mlflow_bundle.tracking._port import EntityResult, IdMap
 from mlflow_bundle.tracking.rest._road import DIFFERS, not_restored
 
-__all__ = ["API3", "NO_IDS", "canonical", "expect", "loaded", "restored_experiment"]
+__all__ = ["API3", "NO_IDS", "NO_USERS", "canonical", "expect", "loaded", "restored_experiment"]
 
 API3: Final = "/api/3.0/mlflow/"
 NO_IDS: Final = "a server gives new ids and times to {}; the archive keeps the old ones"
+NO_USERS: Final = "a server is not told who made {}; the archive knows"
 
 
 def expect(result: EntityResult, what: str, expected: Any, actual: Any) -> None:
-    """What was read back has to be what is in the archive."""
-    if expected != actual:
+    """What was read back has to be what is in the archive: ``true`` is not 1."""
+    if canonical(expected) != canonical(actual):
         message = f"read back from the target: {what} is {actual!r:.60} instead of {expected!r:.60}"
         result.problems.append(not_restored(result, message, code=DIFFERS))
         result.action = "failed"
@@ -29,7 +30,7 @@ def loaded(text: Any) -> Any:
 
 def canonical(value: Any) -> str:
     """A JSON value as one text, whatever the order of its members."""
-    return json.dumps(value, sort_keys=True)
+    return json.dumps(value, sort_keys=True, default=repr)
 
 
 def restored_experiment(archived: str, result: EntityResult, ids: IdMap) -> str | None:

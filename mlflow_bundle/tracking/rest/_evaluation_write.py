@@ -21,10 +21,12 @@ class EvaluationWriter:
         datasets, review = DatasetWriter(server), ReviewWriter(server)
         self.restore_datasets = datasets.restore
         self.restore_records = datasets.restore_records
+        self.finish = datasets.finish
         self.restore_scorers = ScorerWriter(server).restore
         self.restore_schemas = review.restore_schemas
         self.restore_queues = review.restore_queues
         self.restore_issues = review.restore_issues
+        self.name_taken = review.name_taken
 
     def cannot_hold(self, record: Record) -> list[Problem]:
         """Scorers that are program code, which a stock server refuses."""

@@ -15,12 +15,15 @@ from mlflow_bundle.tracking._compare import run_differences
 from mlflow_bundle.tracking._port import SOURCE_TAG_PREFIX, PlannedRun
 from mlflow_bundle.tracking.rest._limits import RUN_NAME_CHARS, Limits
 
-__all__ = ["COMPLETE", "RESTORE_TAG", "STARTED", "Expected", "expect", "keep_earlier", "packed"]
+__all__ = ["COMPLETE", "DIGEST_TAG", "RESTORE_TAG", "STARTED", "Expected", "completion", "expect", "keep_earlier", "packed"]
 
 #: The journal of a restore: started, then complete when everything was read back and compared.
 RESTORE_TAG: Final = "mlflow_bundle.restore"
 STARTED: Final = "started"
 COMPLETE: Final = "complete"
+#: What a complete restore noted of the content that it had: the digest of a ``PlannedRun`` or ``PlannedEntity``. What this
+#: tool has made and completed has it; what was at the target before has not, and so keeps what it has.
+DIGEST_TAG: Final = SOURCE_TAG_PREFIX + "digest"
 
 _RUN_NAME: Final = "mlflow.runName"
 _PARENT: Final = "mlflow.parentRunId"
@@ -45,6 +48,8 @@ class Expected:
     name_tag: bool
     """Whether the run keeps the tag ``mlflow.runName``, which a server adds on its own."""
     notes: list[str] = field(default_factory=list)
+    known_params: frozenset[str] = frozenset()
+    """Keys of the params that the run has at the server already."""
 
     def first_tags(self) -> list[KeyValue]:
         """The tags that the run is created with, the journal first."""
@@ -62,8 +67,9 @@ class Expected:
         }
 
     def log_batches(self, *, all_tags: bool) -> Iterator[dict[str, list[KeyValue]]]:
-        """The params and tags of ``runs/log-batch`` requests; without ``all_tags`` those that the run was not created with."""
-        for batch in packed(self.record.params):
+        """The params and tags of ``runs/log-batch`` requests; without ``all_tags`` those that the run was not created with.
+        Params that it has are left out: no request changes one, and reading back finds those that differ."""
+        for batch in packed([param for param in self.record.params if param.key not in self.known_params]):
             yield {"params": batch}
         sent = set() if all_tags else {tag.key for tag in self.first_tags()}
         for batch in packed([tag for tag in self.record.tags if tag.key not in sent and tag.key != _RUN_NAME]):
@@ -79,7 +85,7 @@ class Expected:
 
     def compare(self, found: Run) -> tuple[list[str], list[str]]:
         """What the server's run lacks or has differently, and what it has besides, one sentence each."""
-        tags = {tag.key for tag in self.record.tags}
+        tags = {tag.key for tag in self.record.tags} | {DIGEST_TAG}
         params = {param.key for param in self.record.params}
         datasets = {_identity(entry) for entry in self.record.inputs}
         besides = [f"the tag {tag.key!r}" for tag in found.tags if tag.key not in tags]
@@ -87,7 +93,7 @@ class Expected:
         besides += [f"the dataset {entry.dataset.name!r}" for entry in found.inputs if _identity(entry) not in datasets]
         ours = msgspec.structs.replace(
             found,
-            tags=tuple(tag for tag in found.tags if tag.key in tags),
+            tags=tuple(tag for tag in found.tags if tag.key in tags and tag.key != DIGEST_TAG),
             params=tuple(param for param in found.params if param.key in params),
             inputs=tuple(entry for entry in found.inputs if _identity(entry) in datasets),
         )
@@ -160,9 +166,14 @@ def _source_tags(run: Run, bundle_id: str, absent: Sequence[str]) -> dict[str, s
     return {RESTORE_TAG: STARTED, **{SOURCE_TAG_PREFIX + key: value for key, value in kept.items()}}
 
 
+def completion(digest: str) -> list[KeyValue]:
+    """The tags that say that everything was read back and compared, to be set together and last."""
+    return [*([KeyValue(key=DIGEST_TAG, value=digest)] if digest else []), KeyValue(key=RESTORE_TAG, value=COMPLETE)]
+
+
 def keep_earlier(tags: dict[str, str], ours: dict[str, str]) -> None:
     """What was restored once before has tags of that restore: they move into one tag, as JSON."""
-    earlier = {key: tags.pop(key) for key in list(ours) if key in tags}
+    earlier = {key: tags.pop(key) for key in [*ours, RESTORE_TAG, DIGEST_TAG] if key in tags}
     if earlier:
         ours[SOURCE_TAG_PREFIX + "earlier"] = json.dumps(earlier, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 

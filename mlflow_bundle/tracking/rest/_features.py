@@ -19,7 +19,7 @@ from mlflow_bundle.tracking._rest import API, RefusedError, RestClient
 from mlflow_bundle.tracking.rest._answers import experiments
 from mlflow_bundle.tracking.rest._releases import FIELDS_SINCE, Release, release_of
 
-__all__ = ["API3", "TRACES_3", "Features", "SourceServer", "Workspaced"]
+__all__ = ["API3", "KNOWN", "TRACES_3", "Features", "SourceServer", "Workspaced"]
 
 #: Where the endpoints of entities since MLflow 3 live.
 API3: Final = "/api/3.0/mlflow/"
@@ -30,6 +30,25 @@ _DEFAULT: Final = "default"
 _NEWEST: Final[Release] = (99, 0)
 #: Traces by version 3 of the API, which keeps their ids. Servers from 2.14 on know version 2.
 TRACES_3: Final = "trace by version 3"
+#: The newest release whose answers this version was written for.
+KNOWN: Final[Release] = (3, 17)
+#: The first release of each kind, from which on its endpoints are missing only where something before the server hides them.
+_SINCE: Final[Mapping[str, Release]] = {
+    "registered_model": (1, 30),
+    "trace": (2, 14),
+    "logged_model": (3, 0),
+    "webhook": (3, 3),
+    "evaluation_dataset": (3, 4),
+    "scorer": (3, 4),
+    "gateway_endpoint": (3, 8),
+    "issue": (3, 11),
+    "budget_policy": (3, 11),
+    "guardrail": (3, 12),
+    "label_schema": (3, 14),
+    "review_queue": (3, 14),
+    "mcp_server": (3, 15),
+}
+_WORKSPACES_SINCE: Final[Release] = (3, 10)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -105,6 +124,7 @@ class Features:
     def __init__(self, client: RestClient, each: Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]) -> None:
         self._client = client
         self._each = each
+        self._hidden: set[str] = set()
 
     @cached_property
     def info(self) -> ServerInfo:
@@ -138,6 +158,25 @@ class Features:
         ]
         return (*kinds, *fields)
 
+    def notes(self) -> list[str]:
+        """Reasons to think that there is more than the server shows, a sentence each."""
+        version = self._client.version()
+        if not version:
+            return []
+        release, offered = release_of(version), self.offered
+        said = []
+        if release > KNOWN:
+            newest = ".".join(map(str, KNOWN))
+            said.append(f"the server is MLflow {version}: what releases after {newest} added is not read")
+        if release >= _WORKSPACES_SINCE and self.info.workspaces_enabled is None:
+            said.append("the server does not say whether it has workspaces: only the default one is read")
+        said += [
+            f"the server is MLflow {version} and has no endpoint for {kind}: none were read (is there a proxy before it?)"
+            for kind, since in _SINCE.items()
+            if kind in self._hidden and kind not in offered and release >= since
+        ]
+        return said
+
     @property
     def release(self) -> Release:
         """The release of the server; a service that speaks MLflow's API and names none is taken for a new one."""
@@ -151,6 +190,8 @@ class Features:
             else:
                 self._client.post_json(probe.path, probe.body)
         except RefusedError as error:
+            if error.endpoint_missing:
+                self._hidden.update(probe.kinds)
             # MLflow 1 has no registry where experiments and runs are files.
             return not (error.endpoint_missing or (probe.plain and error.error_code == _INVALID))
         except AuthError as error:
@@ -222,6 +263,14 @@ class SourceServer:
     def workspace(self, name: str | UnsetType) -> Workspaced:
         """The workspace of this name; the first where there is none."""
         return next((workspace for workspace in self.workspaces if workspace.name == name), self.workspaces[0])
+
+    def notes(self) -> list[str]:
+        """What of the server was not read, or may be hidden, and is no error."""
+        said = self.features.notes()
+        chosen = self.workspaces[0].name
+        if self.features.info.workspaces_enabled and os.environ.get("MLFLOW_WORKSPACE", "").strip() == chosen:
+            said.append(f"only the workspace {chosen!r} of the server was read (MLFLOW_WORKSPACE)")
+        return said
 
     @property
     def forbidden(self) -> list[Problem]:

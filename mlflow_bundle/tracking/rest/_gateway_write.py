@@ -131,7 +131,7 @@ class EndpointRoad(_GatewayRoad):
 
     kind = "gateway_endpoint"
     given = Road.given | {"endpoint_id", "mapping_id"}
-    mild = Road.mild | {"experiment_id", "usage_tracking"}
+    mild = Road.mild | {"experiment_id"}
     essential = frozenset({"model_mappings", "routing_strategy", "fallback_config_json"})
     anew = ""
     path, identifier = "endpoints", "endpoint_id"

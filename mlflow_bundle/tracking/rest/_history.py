@@ -126,6 +126,8 @@ class HistoryReader:
         self._points: dict[str, float] = {}
         self._typical_points: float = _FIRST_POINTS
         self._rows_per_run: float = _FIRST_ROWS_PER_RUN
+        #: Runs and keys whose last value is shown and whose history is empty: somebody purged it.
+        self.purged: list[tuple[str, str]] = []
 
     def close(self) -> None:
         """Stop the threads; requests under way are finished first."""
@@ -200,6 +202,8 @@ class HistoryReader:
             whole, rest = self._ask_bulk(task.client, asked, task.key)
             points += whole
             left.extendleft(reversed(rest))
+        if empty := owner_of.keys() - {point.run_id for point in points}:
+            self.purged += [(run_id, task.key) for run_id in sorted(empty)]
         mean = max(len(points) / len(task.owners), 1.0)
         self._points[task.key] = self._typical_points = mean
         return _columns(task.key, points, owner_of)

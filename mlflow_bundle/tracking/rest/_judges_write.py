@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
@@ -69,7 +70,7 @@ class JudgeWriter:
                 identity = missing[0].id
                 results[number] = EntityResult(kind="scorer", source_id=identity, action="left out", problems=missing)
             else:
-                sent[number] = PlannedEntity(record=self._named(record), rows=plan.rows, files=plan.files)
+                sent[number] = dataclasses.replace(plan, record=self._named(record))
         results.update(zip(sent, self._restore(list(sent.values()), ids, open_blob, options), strict=True))
         return [results[number] for number in range(len(planned))]
 
@@ -79,10 +80,10 @@ def asked_endpoints(serialized_scorer: str) -> set[str]:
     found: set[str] = set()
 
     def look(value: Any) -> None:
-        if isinstance(value, dict):
-            if isinstance(model := value.get("model"), str) and model.startswith(_ASKS):
-                found.add(model.removeprefix(_ASKS))
-            for inner in value.values():
+        if isinstance(value, dict) and isinstance(model := value.get("model"), str) and model.startswith(_ASKS):
+            found.add(model.removeprefix(_ASKS))
+        if isinstance(value, dict | list):
+            for inner in value.values() if isinstance(value, dict) else value:
                 look(inner)
 
     look(json.loads(serialized_scorer))

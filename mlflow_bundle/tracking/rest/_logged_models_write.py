@@ -6,9 +6,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from threading import Lock
+from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import pyarrow as pa
@@ -20,7 +18,8 @@ from mlflow_bundle.entities import KeyValue, LoggedModel, Run
 from mlflow_bundle.records import Problem
 from mlflow_bundle.tracking._port import SOURCE_TAG_PREFIX, EntityResult, IdMap, OpenBlob, PlannedEntity, RestoreOptions
 from mlflow_bundle.tracking.rest._answers import chunks
-from mlflow_bundle.tracking.rest._expected import COMPLETE, RESTORE_TAG, STARTED, keep_earlier
+from mlflow_bundle.tracking.rest._expected import COMPLETE, DIGEST_TAG, RESTORE_TAG, STARTED, completion, keep_earlier
+from mlflow_bundle.tracking.rest._model_links import ModelLinks, WritableRuns
 from mlflow_bundle.tracking.rest._once import create_once
 from mlflow_bundle.tracking.rest._road import DIFFERS, SOURCE_BUNDLE, Server, not_restored, pages, tag_map
 
@@ -51,11 +50,13 @@ _COMPARED: Final = 50
 
 @dataclass(frozen=True, slots=True)
 class _There:
-    """A model of this archive at the target. ``complete``: an earlier restore finished it, but perhaps for its deletion."""
+    """A model of this archive at the target. ``complete``: an earlier restore finished it, but perhaps for its deletion, with
+    the content that ``digest`` stands for."""
 
     model_id: str
     complete: bool
     deleted: bool = False
+    digest: str = ""
 
 
 @dataclass(slots=True)
@@ -78,13 +79,18 @@ class _Job:
         assert self.result.target_id is not None
         return self.result.target_id
 
+    def is_done(self, known: _There | None) -> bool:
+        """Whether an earlier restore has finished this model, with the content that it has now."""
+        return known is not None and known.complete and known.digest == self.plan.digest
+
 
 class LoggedModelWriter:
     """Restores logged models, and the inputs and outputs of runs that name them."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._runs = _Runs(server)
+        self._runs = WritableRuns(server)
+        self._links = ModelLinks(server, self._runs)
         self._known: dict[str, dict[str, _There]] = {}
 
     def cannot_hold(self, model: LoggedModel) -> list[Problem]:
@@ -97,8 +103,8 @@ class LoggedModelWriter:
     def restore(
         self, planned: Sequence[PlannedEntity], ids: IdMap, open_blob: OpenBlob, _: RestoreOptions
     ) -> list[EntityResult]:
-        """Create, fill and finalize each model, read all of them back, and mark them complete; those that an earlier restore
-        completed are left alone."""
+        """Create, fill and finalize each model, read all of them back, and mark them complete. Those that an earlier restore
+        completed with the same content are left alone; with other content, they get what they lack."""
         placed = {ids.find("experiment", _model(plan).experiment_id) for plan in planned} - {None}
         for experiment in sorted(cast("set[str]", placed) - self._known.keys()):
             self._known[experiment] = self._restored_in(experiment)
@@ -132,12 +138,14 @@ class LoggedModelWriter:
         experiment = self._server.get("experiments/get", {"experiment_id": experiment_id})["experiment"]
         for key, value in tag_map(experiment.get("tags", [])).items():
             if key.startswith(_DELETED):
-                found[key.removeprefix(_DELETED)] = _There(value, complete=True, deleted=True)
+                model_id, _, digest = value.partition(" ")
+                found[key.removeprefix(_DELETED)] = _There(model_id, complete=True, deleted=True, digest=digest)
         # What a search shows is not deleted, whatever the experiment says.
         for model in self._search([experiment_id], f"tags.`{SOURCE_BUNDLE}` = '{self._server.bundle_id}'"):
             tags = tag_map(model["info"].get("tags", []))
             if _SOURCE_ID in tags:
-                found[tags[_SOURCE_ID]] = _There(model["info"]["model_id"], tags.get(RESTORE_TAG) == COMPLETE)
+                complete, digest = tags.get(RESTORE_TAG) == COMPLETE, tags.get(DIGEST_TAG, "")
+                found[tags[_SOURCE_ID]] = _There(model["info"]["model_id"], complete, digest=digest)
         return found
 
     def _search(self, experiment_ids: Sequence[str], text: str) -> Iterator[dict[str, Any]]:
@@ -153,7 +161,11 @@ class LoggedModelWriter:
             return
         job.experiment = experiment
         known = self._known[experiment].get(model.model_id)
-        if known is not None and known.complete:
+        if known is not None and known.deleted and not job.is_done(known):
+            result.target_id, job.done = known.model_id, True
+            self._compare_deleted(job, ids)
+            return
+        if known is not None and job.is_done(known):
             result.target_id, job.done = known.model_id, True
             if model.lifecycle_stage == "deleted" and not known.deleted:
                 self._delete(job)
@@ -163,24 +175,47 @@ class LoggedModelWriter:
         made = self._create(job, ids) if known is None else self._get(known.model_id)
         result.target_id = made["info"]["model_id"]
         self._known[experiment][model.model_id] = _There(job.there, complete=False)
+        if known is not None:
+            self._take_up(job)
+            if known.complete:
+                result.notes.append("a logged model of an earlier restore was brought up to date")
         self._send_params(model, made)
         self._send_files(job.plan, result, made, ids, open_blob)
         self._send_metrics(job.plan, result, made, ids)
         if status := _STATUS.get(model.status or ""):
             self._server.post(f"logged-models/{job.there}", {"model_id": job.there, "status": status}, method="PATCH")
 
+    def _compare_deleted(self, job: _Job, ids: IdMap) -> None:
+        """Of a model that is deleted at the target nothing can be changed: what differs from this snapshot is a problem."""
+        messages = [] if job.model.lifecycle_stage == "deleted" else ["the archive has it active"]
+        messages += _differences(job, self._get(job.there), ids)
+        for message in messages:
+            text = f"it is deleted at the target, where it cannot be changed: {message}"
+            job.result.problems.append(not_restored(job.result, text, code=DIFFERS))
+        job.result.action = "failed" if messages else "there"
+        if not messages:
+            self._note_deleted(job)
+
+    def _tags(self, model: LoggedModel) -> list[dict[str, str]]:
+        """The tags of a model that is on its way."""
+        tags = {tag.key: tag.value for tag in model.tags if tag.key != _VERSIONS}
+        ours = {RESTORE_TAG: STARTED, **self._server.source_tags(model, *_KEPT)}
+        keep_earlier(tags, ours)
+        return [{"key": key, "value": value} for key, value in {**ours, **tags}.items()]
+
+    def _take_up(self, job: _Job) -> None:
+        """Give a model that is there its tags, that of an unfinished restore among them."""
+        body = {"model_id": job.there, "tags": self._tags(job.model)}
+        self._server.post(f"logged-models/{job.there}/tags", body, method="PATCH")
+
     def _create(self, job: _Job, ids: IdMap) -> dict[str, Any]:
         model = job.model
-        tags = {tag.key: tag.value for tag in model.tags if tag.key != _VERSIONS}
-        ours = {**self._server.source_tags(model, *_KEPT), RESTORE_TAG: STARTED}
-        keep_earlier(tags, ours)
-        tags |= ours
         body: dict[str, Any] = {
             "experiment_id": job.experiment,
             "name": model.name,
             "model_type": model.model_type,
             "params": model.params[:_PARAMS],
-            "tags": [{"key": key, "value": value} for key, value in tags.items()],
+            "tags": self._tags(model),
         }
         if model.source_run_id:
             body["source_run_id"] = ids.new("run", model.source_run_id)
@@ -260,93 +295,24 @@ class LoggedModelWriter:
                 job.result.action = "failed"
 
     def _complete(self, job: _Job) -> None:
-        tags = [{"key": RESTORE_TAG, "value": COMPLETE}]
-        self._server.post(f"logged-models/{job.there}/tags", {"model_id": job.there, "tags": tags}, method="PATCH")
+        body = {"model_id": job.there, "tags": completion(job.plan.digest)}
+        self._server.post(f"logged-models/{job.there}/tags", body, method="PATCH")
         if job.model.lifecycle_stage == "deleted":
             self._delete(job)
 
     def _delete(self, job: _Job) -> None:
-        """Note down what the model became, because nobody is shown a deleted one, then delete it."""
-        body = {"experiment_id": job.experiment, "key": _DELETED + job.model.model_id, "value": job.there}
-        self._server.post("experiments/set-experiment-tag", body)
+        self._note_deleted(job)
         self._server.post(f"logged-models/{job.there}", {"model_id": job.there}, method="DELETE")
 
-    # -- runs ------------------------------------------------------------------------------------------------------
+    def _note_deleted(self, job: _Job) -> None:
+        """Note down what the model became, because nobody is shown a deleted one."""
+        value = f"{job.there} {job.plan.digest}".rstrip()
+        body = {"experiment_id": job.experiment, "key": _DELETED + job.model.model_id, "value": value}
+        self._server.post("experiments/set-experiment-tag", body)
 
     def link_runs(self, runs: Sequence[tuple[Run, str]], ids: IdMap) -> list[EntityResult]:
         """Give runs the model inputs and outputs of their records, as far as they do not have them."""
-        planned = {run.run_id: target for run, target in runs}
-
-        def one(plan: PlannedEntity, result: EntityResult) -> None:
-            run = cast("Run", plan.record)
-            result.target_id = planned[run.run_id]
-            self._link(run, result, ids)
-
-        return self._server.each("run", [PlannedEntity(record=run) for run, _ in runs], one)
-
-    def _link(self, run: Run, result: EntityResult, ids: IdMap) -> None:
-        target = str(result.target_id)
-        there, deleted = self._links_of(target)
-        inputs = {ids.new("logged_model", link.model_id) for link in run.model_inputs}
-        outputs = {(ids.new("logged_model", link.model_id), link.step) for link in run.model_outputs}
-        new_inputs, new_outputs = inputs - there[0], outputs - there[1]
-        if not new_inputs and not new_outputs:
-            return
-        with self._runs.writable(target, deleted=deleted):
-            if new_inputs:
-                read = [{"model_id": model} for model in sorted(new_inputs)]
-                self._server.post("runs/log-inputs", {"run_id": target, "models": read})
-            if new_outputs:
-                made = [{"model_id": model, "step": step} for model, step in sorted(new_outputs)]
-                self._server.post("runs/outputs", {"run_id": target, "models": made})
-        found, _ = self._links_of(target)
-        if not (inputs <= found[0] and outputs <= found[1]):
-            result.action = "failed"
-            message = "its links to logged models were not all read back from the target"
-            result.problems.append(not_restored(result, message, code=DIFFERS))
-
-    def _links_of(self, run_id: str) -> tuple[tuple[set[str], set[tuple[str, int]]], bool]:
-        """The models that the run has read and made, and whether it is deleted."""
-        run = self._server.get("runs/get", {"run_id": run_id})["run"]
-        inputs = {link["model_id"] for link in run.get("inputs", {}).get("model_inputs", [])}
-        outputs = {(link["model_id"], int(link.get("step", 0))) for link in run.get("outputs", {}).get("model_outputs", [])}
-        return (inputs, outputs), run["info"].get("lifecycle_stage") == "deleted"
-
-
-@dataclass(slots=True)
-class _Run:
-    lock: Lock = field(default_factory=Lock)
-    deleted: bool | None = None
-    users: int = 0
-
-
-class _Runs:
-    """Runs that are written to by several threads: a deleted one takes nothing, so it is active meanwhile."""
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
-        self._lock = Lock()
-        self._known: dict[str, _Run] = {}
-
-    @contextmanager
-    def writable(self, run_id: str, *, deleted: bool | None = None) -> Iterator[None]:
-        """Hold a run open. ``deleted`` says what it is, where that is known."""
-        with self._lock:
-            run = self._known.setdefault(run_id, _Run(deleted=deleted))
-        with run.lock:
-            if run.deleted is None:
-                info = self._server.get("runs/get", {"run_id": run_id})["run"]["info"]
-                run.deleted = info.get("lifecycle_stage") == "deleted"
-            if run.deleted and not run.users:
-                self._server.post("runs/restore", {"run_id": run_id})
-            run.users += 1
-        try:
-            yield
-        finally:
-            with run.lock:
-                run.users -= 1
-                if run.deleted and not run.users:
-                    self._server.post("runs/delete", {"run_id": run_id})
+        return self._links.link_runs(runs, ids)
 
 
 def _differences(job: _Job, found: Mapping[str, Any] | None, ids: IdMap) -> list[str]:
@@ -378,6 +344,8 @@ def _differences(job: _Job, found: Mapping[str, Any] | None, ids: IdMap) -> list
         for point in some
     }
     job.result.rows = sum(1 for identity, value in expected.items() if there.get(identity) == value)
+    if there.keys() - expected.keys():
+        job.result.notes.append("a logged model at the target has metric points besides")
     if job.result.rows < len(expected):
         messages.append(f"{job.result.rows} metric points were read back from the target instead of {len(expected)}")
     return messages

@@ -11,6 +11,7 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from mlflow_bundle.entities import KeyValue, McpAccessEndpoint, McpServer, McpServerVersion
+from mlflow_bundle.kinds import record_id
 from mlflow_bundle.tracking._port import EntityResult, IdMap
 from mlflow_bundle.tracking._rest import RefusedError
 from mlflow_bundle.tracking.rest._config_write import Road
@@ -68,6 +69,8 @@ class McpServerRoad(_TaggedRoad):
         super().__init__(server)
         #: The aliases of each version of each server.
         self.aliases: dict[tuple[str, str], list[str]] = {}
+        #: The version that each alias of each server names.
+        self.named: dict[tuple[str, str], str] = {}
         #: Servers that this restore or an interrupted one has made, and whose versions are on their way.
         self.unfinished: dict[str, McpServer] = {}
 
@@ -76,6 +79,7 @@ class McpServerRoad(_TaggedRoad):
 
     def expected(self, record: McpServer, ids: IdMap) -> McpServer:
         for alias in record.aliases:
+            self.named[record.name, alias.alias] = alias.version
             aliases = self.aliases.setdefault((record.name, alias.version), [])
             if alias.alias not in aliases:
                 aliases.append(alias.alias)
@@ -206,24 +210,15 @@ class McpVersionRoad(_TaggedRoad):
                     f"the alias {alias!r} of {wanted.name!r} cannot be set: it is reserved, or its version deleted"
                 )
                 continue
-            there = self._aliased(wanted.name, alias)
+            there = aliased(self.server, wanted.name, alias)
             if there is None:
                 path = f"{_SERVERS}/{_quoted(wanted.name)}/aliases"
                 self.server.post(path, {"alias": alias, "version": wanted.version}, api=API3)
-                if self._aliased(wanted.name, alias) != wanted.version:
+                if aliased(self.server, wanted.name, alias) != wanted.version:
                     result.problems.append(not_restored(result, f"the alias {alias!r} was not read back", code=DIFFERS))
                     result.action = "failed"
             elif there != wanted.version:
-                result.notes.append(f"the MCP server {wanted.name!r} keeps its own alias {alias!r}")
-
-    def _aliased(self, name: str, alias: str) -> str | None:
-        try:
-            found = self.server.get(f"{_SERVERS}/{_quoted(name)}/aliases/{_quoted(alias)}", api=API3)
-        except RefusedError as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return None
-            raise
-        return str(found["version"])
+                result.keeps(f"the MCP server {wanted.name!r} keeps its own alias {alias!r}")
 
 
 class McpAccessRoad(Road):
@@ -233,18 +228,67 @@ class McpAccessRoad(Road):
     given = Road.given | _USERS | {"id"}
     anew = "ids, times and users"
 
+    def __init__(self, server: Server, servers: McpServerRoad) -> None:
+        super().__init__(server)
+        self._servers = servers
+
     def key(self, record: McpAccessEndpoint) -> Hashable:
         target = record.server_version or "", record.server_alias or ""
         return record.server_name, record.url, *target, record.transport_type or ""
 
-    def refusal(self, record: McpAccessEndpoint, ids: IdMap) -> str | None:  # noqa: ARG002
-        one = bool(record.server_version) != bool(record.server_alias)
-        return None if one else "a server wants either a version or an alias that it leads to"
+    def refusal(self, record: McpAccessEndpoint, ids: IdMap) -> str | None:
+        if bool(record.server_version) == bool(record.server_alias):
+            return "a server wants either a version or an alias that it leads to"
+        version, alias = record.server_version, record.server_alias
+        if version and not self._is_there(record, version, ids):
+            return f"it leads to version {version} of {record.server_name!r}, which the target does not have"
+        if alias and not self._is_named(record, alias, ids):
+            return f"it leads to the alias {alias!r} of {record.server_name!r}, which the target does not have"
+        return None
+
+    def _is_there(self, record: McpAccessEndpoint, version: str, ids: IdMap) -> bool:
+        """Whether the target has the version, or will have it."""
+        if ids.find(McpVersionRoad.kind, _version_id(record, version)) is not None:
+            return True
+        found = _asked(self.server, f"{_quoted(record.server_name)}/versions/{_quoted(version)}")
+        return found is not None and found.get("status") != "deleted"
+
+    def _is_named(self, record: McpAccessEndpoint, alias: str, ids: IdMap) -> bool:
+        """Whether the alias names a version that the target has, or will have."""
+        known = ids.by_kind().get(McpVersionRoad.kind, {})
+        version = self._servers.named.get((record.server_name, alias), "")
+        if version and _version_id(record, version) in known:
+            return True
+        if alias == _LATEST and any(one.startswith(_version_id(record, "")) for one in known):
+            return True  # it is whatever version there is
+        return aliased(self.server, record.server_name, alias) is not None
 
     def create(self, wanted: McpAccessEndpoint, result: EntityResult) -> None:  # noqa: ARG002
         members = ("url", "server_version", "server_alias", "transport_type")
         body = {name: getattr(wanted, name) for name in members if getattr(wanted, name)}
         self.make(f"{_SERVERS}/{_quoted(wanted.server_name)}/endpoints", body, wanted, api=API3)
+
+
+def aliased(server: Server, name: str, alias: str) -> str | None:
+    """The version that an alias names at the target."""
+    found = _asked(server, f"{_quoted(name)}/aliases/{_quoted(alias)}")
+    return None if found is None else str(found["version"])
+
+
+def _asked(server: Server, path: str) -> dict[str, Any] | None:
+    """What the target has at a path of the registry, None where there is nothing."""
+    try:
+        found: dict[str, Any] = server.get(f"{_SERVERS}/{path}", api=API3)
+    except RefusedError as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+    return found
+
+
+def _version_id(endpoint: McpAccessEndpoint, version: str) -> str:
+    """The id of an archived version of the server that an endpoint belongs to."""
+    return record_id(McpServerVersion(name=endpoint.server_name, version=version, workspace=endpoint.workspace))
 
 
 def _plain(text: str | UnsetType) -> str | UnsetType:

@@ -13,11 +13,13 @@ import pyarrow as pa
 
 from mlflow_bundle.entities import LoggedModel, ModelVersion, Record, RegisteredModel
 from mlflow_bundle.errors import NotFoundError
+from mlflow_bundle.records import Problem
 from mlflow_bundle.tracking._port import ROW_SCHEMAS, EntityQuery
 from mlflow_bundle.tracking._rest import API, RefusedError, RestClient
 from mlflow_bundle.tracking.rest._answers import chunks
 from mlflow_bundle.tracking.rest._features import SourceServer, Workspaced
 from mlflow_bundle.tracking.rest._listing import Answer, listed, pages, record
+from mlflow_bundle.tracking.rest._releases import PROMPTS_SINCE, release_of
 
 __all__ = ["LoggedModels", "ModelRegistry"]
 
@@ -31,7 +33,8 @@ _EXPERIMENTS_PER_SEARCH: Final = 1_000
 _FEW_NAMES: Final = 20
 _STATUS: Final = "LOGGED_MODEL_"
 #: Searches leave prompts out unless they are asked for.
-_PROMPTS: Final = "tags.`mlflow.prompt.is_prompt` = 'true'"
+_IS_PROMPT: Final = "mlflow.prompt.is_prompt"
+_PROMPTS: Final = f"tags.`{_IS_PROMPT}` = 'true'"
 
 
 class _List(NamedTuple):
@@ -116,6 +119,8 @@ class LoggedModels:
         self._server = server
         #: Where the models are that were read so far: experiment, workspace, and whether searches show them.
         self._seen: dict[str, tuple[str, Workspaced, bool]] = {}
+        #: Models that vanished between the reading of their records and that of their metrics.
+        self.problems: list[Problem] = []
 
     def read(self, query: EntityQuery) -> Iterable[Record]:
         """The logged models that may match, in archive order unless they are asked for by id."""
@@ -229,7 +234,16 @@ class LoggedModels:
                 if model_id not in metrics:
                     answer = _one_model(workspace.client, model_id, _OneModelMetrics)
                     metrics[model_id] = answer.model.data.metrics if answer is not None else []
+                    if answer is None:
+                        self._report_gone(model_id)
         return _table(ids, owners, metrics)
+
+    def _report_gone(self, model_id: str) -> None:
+        message = f"the metrics of logged model {model_id} cannot be read: it was deleted while the server was being read"
+        experiments = (self._seen[model_id][0],)
+        self.problems.append(
+            Problem(code="vanished", kind="logged_model", id=model_id, message=message, experiments=experiments)
+        )
 
 
 def _one_model(client: RestClient, model_id: str, answer: Any) -> Any:
@@ -279,6 +293,7 @@ class ModelRegistry:
         if query.ids is not None:
             parents = tuple({identity.rpartition("/")[0] for identity in query.ids})
         found = list(self._everything(_VERSIONS, parents))
+        found += self._hidden(found)
         for (workspace, answer), place in zip(found, self._server.map(self._location, found), strict=True):
             yield record(ModelVersion, answer, workspace=workspace.name, storage_location=place)
 
@@ -293,6 +308,23 @@ class ModelRegistry:
                 for answer in _searched(workspace.client, which, text):
                     found.setdefault(which.tell_apart(answer), answer)
             yield from ((workspace, answer) for answer in found.values())
+
+    def _hidden(self, found: Sequence[tuple[Workspaced, Answer]]) -> Iterator[tuple[Workspaced, Answer]]:
+        """Versions that are no prompts of models that have a version which is one: no search shows them."""
+        numbers: dict[tuple[str | None, str], set[int]] = defaultdict(set)
+        prompts: dict[tuple[str | None, str], Workspaced] = {}
+        for workspace, answer in found:
+            numbers[workspace.name, answer["name"]].add(int(answer["version"]))
+            if any(tag.get("key") == _IS_PROMPT and tag.get("value") == "true" for tag in answer.get("tags") or ()):
+                prompts[workspace.name, answer["name"]] = workspace
+        ids = tuple({name if home in (None, "default") else f"{home}/{name}" for home, name in prompts})
+        asked = []
+        for workspace, model in self._everything(_REGISTERED, ids) if prompts else ():
+            key = (workspace.name, model["name"])
+            last = max((int(version["version"]) for version in model.get("latest_versions") or ()), default=0)
+            if key in prompts:
+                asked += [(workspace, model["name"], number) for number in range(1, last + 1) if number not in numbers[key]]
+        yield from (answer for answer in self._server.map(_version, asked) if answer is not None)
 
     def _location(self, found: tuple[Workspaced, Answer]) -> str | None:
         """Where the files of a version are. It differs from ``source`` only where that names another model; unknown when
@@ -311,6 +343,18 @@ class ModelRegistry:
         return answer.get("artifact_uri")
 
 
+def _version(asked: tuple[Workspaced, str, int]) -> tuple[Workspaced, Answer] | None:
+    """A version; None where it was deleted."""
+    workspace, name, number = asked
+    try:
+        answer: Answer = workspace.client.get_json(f"{API}model-versions/get", {"name": name, "version": str(number)})
+    except RefusedError as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+    return workspace, answer["model_version"]
+
+
 def _searched(client: RestClient, which: _List, text: str) -> Iterator[Answer]:
     """What a filter finds among models, and then among prompts."""
     params = {"max_results": which.size, **({"filter": text} if text else {})}
@@ -320,7 +364,8 @@ def _searched(client: RestClient, which: _List, text: str) -> Iterator[Answer]:
         yield from listed(client, which.path, which.member, params, by=which.by)
     except RefusedError as error:
         # Releases that know no prompts know no filters over tags either, or not for versions.
-        if error.error_code not in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
+        knows_prompts = (version := client.version()) and release_of(version) >= PROMPTS_SINCE
+        if knows_prompts or error.error_code not in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
             raise
 
 

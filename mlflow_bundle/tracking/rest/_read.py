@@ -20,7 +20,7 @@ from mlflow_bundle.errors import NotFoundError, ServerError, StorageError, Usage
 from mlflow_bundle.records import Experiment, Problem, Record, Run, Source, order_key, record_id
 from mlflow_bundle.tracking._port import ArtifactStore, EntityQuery, RunQuery
 from mlflow_bundle.tracking._rest import RefusedError, RestClient
-from mlflow_bundle.tracking.artifacts import artifact_store
+from mlflow_bundle.tracking.artifacts import artifact_store, missing_destination
 from mlflow_bundle.tracking.artifacts._local import local_path
 from mlflow_bundle.tracking.artifacts._own import NoArtifacts, own_location
 from mlflow_bundle.tracking.rest._answers import (
@@ -90,6 +90,7 @@ class RestSource:
         self._histories = HistoryReader(self._client, threads=threads, client_of=self._client_of_run)
         #: Who is asked about a run, on a server with several workspaces.
         self._run_homes: dict[str, RestClient] = {}
+        self._nothing = False
         self._metric_keys: dict[str, tuple[str, ...]] = {}
         self._key_sets: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._entities = EntityReader(self._server, self._open_store)
@@ -100,7 +101,9 @@ class RestSource:
 
     def experiments(self) -> list[Experiment]:
         """Every experiment of every workspace, active and deleted, in archive order."""
-        return sorted(self._server.experiments(), key=order_key)
+        found = sorted(self._server.experiments(), key=order_key)
+        self._nothing = not found
+        return found
 
     def runs(self, query: RunQuery) -> Iterator[list[Run]]:
         """The runs that match, in archive order over all experiments, in batches of at most 500.
@@ -213,8 +216,17 @@ class RestSource:
         return self._entities.problems()
 
     def notes(self) -> list[str]:
-        """Nothing."""
-        return []
+        """What may be missing without being an error."""
+        said = [*self._entities.notes(), *missing_destination(self._artifacts_destination)]
+        if self._nothing:
+            said.append("the server shows no experiment at all: nothing was there, or nothing may be seen")
+        if purged := self._histories.purged:
+            run_id, key = min(purged)
+            said.append(
+                f"{len(purged):,} metrics have a last value and no history: an archive holds histories, so that these values"
+                f" are left out (for example {key!r} of run {run_id})"
+            )
+        return said
 
     def close(self) -> None:
         """Stop the threads. Requests under way are finished first."""

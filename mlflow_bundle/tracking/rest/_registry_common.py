@@ -10,6 +10,7 @@ from typing import Any, Final, cast
 from mlflow_bundle._parallel import bounded_map
 from mlflow_bundle.entities import Alias, KeyValue, ModelVersion, RegisteredModel
 from mlflow_bundle.tracking._port import SOURCE_TAG_PREFIX, IdMap
+from mlflow_bundle.tracking._references import EXPERIMENTS_OF_PROMPT, prompt_experiments
 from mlflow_bundle.tracking._rest import API, RefusedError
 from mlflow_bundle.tracking.rest._expected import keep_earlier
 from mlflow_bundle.tracking.rest._limits import Limits
@@ -22,7 +23,6 @@ PROMPT_TAG: Final = "mlflow.prompt.is_prompt"
 RESERVED_ALIAS: Final = re.compile(r"latest|v\d+", re.IGNORECASE)
 _PROMPTS: Final = f"tags.`{PROMPT_TAG}` = 'true'"
 _RUNS_OF_PROMPT: Final = "mlflow.prompt.associatedRunIds"
-_EXPERIMENTS_OF_PROMPT: Final = "_mlflow_experiment_ids"
 _TAG_CHARS: Final = {"registered_model": 5_000, "model_version": 100_000}
 _MISSING: Final = "RESOURCE_DOES_NOT_EXIST"
 _UNKNOWN_FILTER: Final = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
@@ -39,7 +39,9 @@ class TargetModel:
     """A registered model at the target. ``set_aliases`` are those that it had, ``there`` its versions by number as they were
     read last. ``used`` is the highest number that is known to be used up, ``next`` the one that the next version gets, None
     where that is not known: numbers of deleted versions are used up and invisible. Of the placeholders in ``there`` nothing
-    is kept but their numbers. ``sent_aliases`` are those that were set."""
+    is kept but their numbers. ``sent_aliases`` are those that were set. ``digest`` stands for the archived model, to be noted
+    when its aliases are there, and is empty where nothing is to be noted; ``is_old``: an earlier restore made the model of
+    another snapshot, so that its aliases move."""
 
     name: str
     prompt: bool
@@ -49,6 +51,15 @@ class TargetModel:
     next: int | None = None
     there: dict[int, Answer] = field(default_factory=dict)
     sent_aliases: dict[str, int] = field(default_factory=dict)
+    digest: str = ""
+    is_old: bool = False
+
+    @property
+    def has_aliases(self) -> bool:
+        """Whether all aliases of the archived model that a server takes are set."""
+        there = {**self.set_aliases, **self.sent_aliases}
+        wanted = [alias for alias in self.aliases if not RESERVED_ALIAS.fullmatch(alias.alias)]
+        return all(there.get(alias.alias) == alias.version for alias in wanted)
 
 
 class Registry:
@@ -152,8 +163,6 @@ def _rewritten(tags: Mapping[str, str], ids: IdMap) -> dict[str, str]:
     changed = {}
     if _RUNS_OF_PROMPT in tags:
         changed[_RUNS_OF_PROMPT] = ",".join(ids.new("run", run) for run in tags[_RUNS_OF_PROMPT].split(","))
-    if _EXPERIMENTS_OF_PROMPT in tags:
-        # One that was not restored is left out: its archived id is that of another experiment at the target.
-        parts = [part and ids.find("experiment", part) for part in tags[_EXPERIMENTS_OF_PROMPT].split(",")]
-        changed[_EXPERIMENTS_OF_PROMPT] = ",".join(part for part in parts if part is not None)
+    if EXPERIMENTS_OF_PROMPT in tags:
+        changed[EXPERIMENTS_OF_PROMPT] = prompt_experiments(tags[EXPERIMENTS_OF_PROMPT], ids)[0]
     return changed | {SOURCE_TAG_PREFIX + "tags." + key: tags[key] for key in changed}

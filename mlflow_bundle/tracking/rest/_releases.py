@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Collection, Mapping
 from typing import Any, Final, TypeVar
@@ -13,7 +14,7 @@ from mlflow_bundle.kinds import KINDS
 from mlflow_bundle.tracking._port import PlannedEntity
 from mlflow_bundle.tracking.artifacts._own import own_location
 
-__all__ = ["FIELDS_SINCE", "OLDEST", "Release", "holdable", "lacking", "no_place", "release_of", "without"]
+__all__ = ["FIELDS_SINCE", "OLDEST", "PROMPTS_SINCE", "Release", "holdable", "lacking", "no_place", "release_of", "without"]
 
 Release = tuple[int, int]
 
@@ -34,7 +35,7 @@ FIELDS_SINCE: Final[Mapping[str, Mapping[str, Release]]] = {
     "dataset_record": {"outputs": (3, 5)},
     "scorer": {"online": (3, 9)},
 }
-_PROMPTS_SINCE: Final[Release] = (2, 21)
+PROMPTS_SINCE: Final[Release] = (2, 21)
 _PROMPT_TAG: Final = "mlflow.prompt.is_prompt"
 _LOGGED_MODEL: Final = "logged_model"
 _NOTHING: Final = ("null", (), "")
@@ -52,7 +53,7 @@ def no_place(record: Record, offered: Collection[str], release: Release) -> str 
     """Why a server that offers these kinds has no place for this record at all, or None."""
     if not isinstance(record, RegisteredModel | ModelVersion):
         return None
-    if release < _PROMPTS_SINCE and any(tag.key == _PROMPT_TAG and tag.value.lower() == "true" for tag in record.tags):
+    if release < PROMPTS_SINCE and any(tag.key == _PROMPT_TAG and tag.value.lower() == "true" for tag in record.tags):
         return "it is left out: it is a prompt, and the server knows none (releases before 2.21)"
     references = KINDS[str(record.__struct_config__.tag)].references(record)
     models = [identity for kind, identity in references if kind == _LOGGED_MODEL]
@@ -77,7 +78,7 @@ def holdable(plan: PlannedEntity, offered: Collection[str], release: Release) ->
     """The entity without what ``lacking`` names."""
     record = without(plan.record, release)
     files = () if isinstance(record, ModelVersion) and _LOGGED_MODEL not in offered else plan.files
-    return plan if record is plan.record and files is plan.files else PlannedEntity(record=record, rows=plan.rows, files=files)
+    return plan if record is plan.record and files is plan.files else dataclasses.replace(plan, record=record, files=files)
 
 
 def without(record: AnyRecord, release: Release) -> AnyRecord:

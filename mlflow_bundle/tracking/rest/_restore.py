@@ -26,7 +26,7 @@ from mlflow_bundle.tracking.rest._answers import (
     runs_among,
     search_runs,
 )
-from mlflow_bundle.tracking.rest._expected import COMPLETE, RESTORE_TAG, Expected
+from mlflow_bundle.tracking.rest._expected import COMPLETE, DIGEST_TAG, RESTORE_TAG, STARTED, Expected, completion
 from mlflow_bundle.tracking.rest._history import HistoryReader
 from mlflow_bundle.tracking.rest._limits import CANNOT_HOLD, Limits, run_problem
 from mlflow_bundle.tracking.rest._once import create_once
@@ -36,6 +36,7 @@ __all__ = ["Job", "Restorer"]
 
 _NOT_RESTORED: Final = "not-restored"
 _DIFFERS: Final = "restored-differs"
+_RUN_NAME: Final = "mlflow.runName"
 
 Item = TypeVar("Item")
 
@@ -134,18 +135,33 @@ class Restorer:
             pass
 
     def _create(self, job: Job) -> None:
-        """Make the run, or take up the one that an earlier restore began."""
+        """Make the run, or take up the one that an earlier restore began, or made of another snapshot."""
         if job.planned.target_run_id is None:
             answer = self._create_once(job)
         else:
             answer = get_run(self._client, job.planned.target_run_id)
-            job.resumed = True
-            if answer.info.lifecycle_stage == "deleted":
-                self._post("runs/restore", {"run_id": answer.run_id})
+            self._take_up(job, answer)
         job.result.run_id = answer.run_id
         job.artifact_uri = answer.info.artifact_uri or ""
-        if not job.expected.name_tag and answer.tag("mlflow.runName") is not None:
-            self._post("runs/delete-tag", {"run_id": job.run_id, "key": "mlflow.runName"})
+        if not job.expected.name_tag and answer.tag(_RUN_NAME) is not None:
+            self._post("runs/delete-tag", {"run_id": job.run_id, "key": _RUN_NAME})
+
+    def _take_up(self, job: Job, answer: RunAnswer) -> None:
+        """Make a run that is there writable. From now on it is unfinished; source tags of another snapshot go away."""
+        job.resumed = True
+        job.expected.known_params = frozenset(param.key for param in answer.data.params)
+        if answer.info.lifecycle_stage == "deleted":
+            self._post("runs/restore", {"run_id": answer.run_id})
+        if answer.tag(RESTORE_TAG) == COMPLETE:
+            self._post("runs/set-tag", {"run_id": answer.run_id, "key": RESTORE_TAG, "value": STARTED})
+        wanted = {tag.key for tag in job.expected.record.tags} | {DIGEST_TAG}
+        for tag in answer.data.tags:
+            if tag.key.startswith(SOURCE_TAG_PREFIX) and tag.key not in wanted:
+                self._post("runs/delete-tag", {"run_id": answer.run_id, "key": tag.key})
+        if answer.info.run_name != job.expected.record.run_name:
+            self._post("runs/update", {"run_id": answer.run_id, "run_name": job.expected.record.run_name})
+            if not job.expected.name_tag and answer.tag(_RUN_NAME) is None:
+                self._post("runs/delete-tag", {"run_id": answer.run_id, "key": _RUN_NAME})
 
     def _create_once(self, job: Job) -> RunAnswer:
         """Create a run exactly once: when the answer is lost, look whether it was created before asking again."""
@@ -282,7 +298,7 @@ class Restorer:
         job.result.file_bytes += size
 
     def _complete(self, job: Job) -> None:
-        self._post("runs/set-tag", {"run_id": job.run_id, "key": RESTORE_TAG, "value": COMPLETE})
+        self._post("runs/log-batch", {"run_id": job.run_id, "tags": completion(job.planned.digest)})
         if job.planned.source.lifecycle_stage == "deleted":
             self._post("runs/delete", {"run_id": job.run_id})
 

@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import Lock
 from typing import Any, Final, cast
 
+from msgspec import UnsetType
+
 from mlflow_bundle._parallel import bounded_map
-from mlflow_bundle.entities import Issue, LabelSchema, ReviewItem, ReviewQueue
+from mlflow_bundle.entities import Issue, LabelSchema, Record, ReviewItem, ReviewQueue
 from mlflow_bundle.tracking._port import EntityResult, IdMap, OpenBlob, PlannedEntity, RestoreOptions
+from mlflow_bundle.tracking._rest import RefusedError
 from mlflow_bundle.tracking.rest._answers import chunks
-from mlflow_bundle.tracking.rest._evaluation_common import API3, NO_IDS, expect, loaded, restored_experiment
+from mlflow_bundle.tracking.rest._evaluation_common import API3, NO_IDS, NO_USERS, expect, loaded, restored_experiment
 from mlflow_bundle.tracking.rest._once import create_once
 from mlflow_bundle.tracking.rest._road import Server, pages
 
@@ -34,6 +37,32 @@ class ReviewWriter:
         self._queues: dict[str, dict[str, Answer]] = {}
         self._issues: dict[str, list[Answer]] = {}
 
+    def name_taken(self, record: Record, experiment: str) -> str | None:
+        """Why an experiment cannot have this schema or queue: it has one of this name and of another type."""
+        if isinstance(record, LabelSchema):
+            there, wanted = self._schema_type(record.name, experiment), (record.type or "FEEDBACK").upper()
+        elif isinstance(record, ReviewQueue):
+            if experiment not in self._queues:
+                self._queues[experiment] = self._queues_in(experiment)
+            found = self._queues[experiment].get(record.name.casefold(), {})
+            there, wanted = str(found.get("queue_type") or ""), (record.queue_type or "CUSTOM").upper()
+        else:
+            return None
+        if there.upper() in ("", wanted):
+            return None
+        return f"the experiment {experiment} has another one named {record.name!r}, of the type {there}"
+
+    def _schema_type(self, name: str, experiment: str) -> str:
+        """The type of the schema of this name, empty where there is none. Not by the list, whose first reader makes one."""
+        asked = {"experiment_id": experiment, "name": name}
+        try:
+            found = self._server.get("label-schemas/get-by-name", asked, api=API3)["label_schema"]
+        except RefusedError as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return ""
+            raise
+        return str(found.get("type") or "")
+
     # -- label schemas ---------------------------------------------------------------------------------------------
 
     def restore_schemas(
@@ -50,7 +79,9 @@ class ReviewWriter:
             found = self._schemas[experiment].get(schema.name)
             if found is None:
                 found = self._create_schema(schema, experiment)
-                result.notes.append(NO_IDS.format("label schemas"))
+                result.notes += _given_anew("label schemas", schema.created_by)
+                if schema.is_default:
+                    result.notes.append(f"the default label schema {schema.name!r} is one like all others at the target")
             else:
                 result.action = "there"
             result.target_id = str(found["schema_id"])
@@ -105,21 +136,21 @@ class ReviewWriter:
             found = self._queues[experiment].get(queue.name.casefold())
             if found is None:
                 found = self._create_queue(queue, experiment, schemas)
-                result.notes.append(NO_IDS.format("review queues"))
+                result.notes += _given_anew("review queues", queue.created_by)
             else:
                 result.action = "there"
             result.target_id = str(found["queue_id"])
-            for what, wanted, actual in (
-                ("users", sorted(user.lower() for user in queue.users), sorted(found.get("users", []))),
-                ("questions", sorted(schemas), sorted(found.get("schema_ids", []))),
-            ):
-                if result.action == "there" and wanted != actual:
-                    result.notes.append(f"the review queue {queue.name!r} keeps its own {what}")
-                else:
-                    expect(result, what, wanted, actual)
             self._add_items(queue, result)
 
         results = self._server.each("review_queue", planned, one)
+        if any(result.action == "restored" for result in results):
+            self._queues.clear()
+            self._ask(self._queues, self._queues_in, planned, ids)
+        for plan, result in zip(planned, results, strict=True):
+            if result.target_id is not None:
+                queue = cast("ReviewQueue", plan.record)
+                found = self._queues[ids.new("experiment", queue.experiment_id)].get(queue.name.casefold(), {})
+                _compare_queue(queue, result, found, [ids.new("label_schema", schema) for schema in queue.schema_ids])
         pairs = [
             (cast("ReviewQueue", plan.record), result)
             for plan, result in zip(planned, results, strict=True)
@@ -213,7 +244,7 @@ class ReviewWriter:
                 found = self._create_issue(experiment, body)
                 result.notes.append(NO_IDS.format("issues"))
             elif any((found.get(name) or None) != (wanted or None) for name, wanted in body.items()):
-                result.notes.append("issues that differ at the target keep what they have there")
+                result.keeps("issues that differ at the target keep what they have there")
             result.target_id = str(found["issue_id"])
             ids.add("issue", issue.issue_id, result.target_id)
 
@@ -283,16 +314,39 @@ def _compare_schema(schema: LabelSchema, result: EntityResult, there: Mapping[st
             {input_type: _told(config)},
         ),
     }
+    was_there = result.action == "there"
     for what, (wanted, actual) in compared.items():
-        if result.action == "there" and wanted != actual and what != "type":
-            result.notes.append(f"the label schema {schema.name!r} keeps its own {what}")
+        if was_there and wanted != actual and what != "type":
+            result.keeps(f"the label schema {schema.name!r} keeps its own {what}")
         else:
             expect(result, what, wanted, actual)
 
 
+def _compare_queue(queue: ReviewQueue, result: EntityResult, found: Mapping[str, Any], schemas: Sequence[str]) -> None:
+    """A queue that was made has to be like the archive; one that was there keeps what it has, but is of the same type."""
+    compared = {
+        "type": ((queue.queue_type or "CUSTOM").upper(), str(found.get("queue_type", "")).upper()),
+        "name": (queue.name, found.get("name")),
+        "users": (sorted(user.lower() for user in queue.users), sorted(found.get("users", []))),
+        "questions": (sorted(schemas), sorted(found.get("schema_ids", []))),
+    }
+    was_there = result.action == "there"
+    for what, (wanted, actual) in compared.items():
+        if was_there and wanted != actual and what != "type":
+            result.keeps(f"the review queue {queue.name!r} keeps its own {what}")
+        else:
+            expect(result, what, wanted, actual)
+
+
+def _given_anew(what: str, user: str | UnsetType) -> list[str]:
+    """What notes say that a server gives anew."""
+    return [NO_IDS.format(what), *([NO_USERS.format(what)] if user else [])]
+
+
 def _told(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the input of a schema says beside what is so anyway."""
-    return {name: value for name, value in config.items() if value not in (None, False)}
+    """What the input of a schema says beside what is so anyway. A server keeps its limits as doubles."""
+    told = {name: value for name, value in config.items() if value is not None and value is not False}
+    return {name: float(value) if type(value) is int else value for name, value in told.items()}
 
 
 def _state(item: ReviewItem) -> str:
@@ -305,10 +359,11 @@ def _state_of(found: Mapping[str, Any] | None) -> str:
 
 def _compare_items(queue: ReviewQueue, result: EntityResult, there: Mapping[str, Answer]) -> None:
     """Every item has to be there in its state, or in one that it got at the target."""
+    was_there = result.action in ("there", "merged")
     for item in queue.items:
         found = there.get(item.item_id)
-        if result.action == "there" and found is not None and _state_of(found) not in (_state(item), _PENDING):
-            result.notes.append(f"items of the review queue {queue.name!r} keep the state that they have at the target")
+        if was_there and found is not None and _state_of(found) not in (_state(item), _PENDING):
+            result.keeps(f"items of the review queue {queue.name!r} keep the state that they have at the target")
             continue
         expect(result, f"the state of {item.item_id}", _state(item), _state_of(found))
         if _state(item) != _PENDING and result.action == "restored":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from msgspec import UNSET
 
@@ -23,8 +23,6 @@ __all__ = ["DIFFERS", "SOURCE_BUNDLE", "Server", "not_restored", "pages", "tag_m
 DIFFERS: Final = "restored-differs"
 _NOT_RESTORED: Final = "not-restored"
 SOURCE_BUNDLE: Final = SOURCE_TAG_PREFIX + "bundle_id"
-
-Thing = TypeVar("Thing")
 
 
 @dataclass(frozen=True, slots=True)

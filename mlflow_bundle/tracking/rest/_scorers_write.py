@@ -121,22 +121,32 @@ class ScorerWriter:
         self, scorer: Scorer, experiment: str, scorer_id: str | None, result: EntityResult, options: RestoreOptions
     ) -> None:
         """How the scorer judges new traces. What is set at the target already stays: somebody may have switched it on."""
-        if not scorer.online or (result.action == "there" and self._has_online(scorer_id)):
+        if not scorer.online:
             return
         *_, config = scorer.online
         rate = float(config.sample_rate or 0) if options.online_scoring else 0.0
+        wanted = rate, config.filter_string or ""
+        if result.action == "there" and (there := self._has_online(scorer_id)) is not None:
+            if there != wanted:
+                result.keeps(f"the scorer {scorer.scorer_name!r} keeps its own online scoring")
+            return
         body = {"experiment_id": experiment, "name": scorer.scorer_name, "sample_rate": rate}
         if isinstance(config.filter_string, str):
             body["filter_string"] = config.filter_string
         self._server.post("scorers/online-config", body, method="PUT", api=API3)
+        expect(result, "online scoring", wanted, self._has_online(scorer_id))
         if rate != float(config.sample_rate or 0):
             result.notes.append("online scoring is restored with sample rate 0 (--online-scoring restores the rates)")
         if len(scorer.online) > 1:
             result.notes.append("a server takes one way of online scoring for each scorer: of several the last is restored")
 
-    def _has_online(self, scorer_id: str | None) -> bool:
+    def _has_online(self, scorer_id: str | None) -> tuple[float, str] | None:
+        """Sample rate and filter that the scorer has at the target, None where it has none."""
+        if scorer_id is None:
+            return None
         found = self._server.get("scorers/online-configs", {"scorer_ids": [scorer_id]}, api=API3)
-        return bool(found.get("configs"))
+        configs = found.get("configs") or ()
+        return next(((float(one.get("sample_rate") or 0), str(one.get("filter_string") or "")) for one in configs), None)
 
 
 def code_problems(scorer: Scorer) -> list[Problem]:

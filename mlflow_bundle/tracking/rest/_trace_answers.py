@@ -91,6 +91,11 @@ class _Assessment(msgspec.Struct):
     valid: bool = True
     metadata: dict[str, str] = {}
 
+    @property
+    def is_known(self) -> bool:
+        """Whether its value is of a kind that records have a place for."""
+        return not (self.feedback is None and self.expectation is None and self.issue is None)
+
     def record(self) -> Assessment:
         kind, value, error = self._value()
         times = (self.create_time, self.last_update_time)
@@ -146,9 +151,14 @@ class TraceAnswer(msgspec.Struct):
     trace_metadata: dict[str, str] = {}
     assessments: list[_Assessment] = []
 
+    @property
+    def unknown_assessments(self) -> list[str]:
+        """The ids of those that no record has a place for."""
+        return [assessment.assessment_id for assessment in self.assessments if not assessment.is_known]
+
     def record(self, run_ids: Sequence[str] = (), prompts: Sequence[tuple[str, str]] = ()) -> Trace:
         """The trace as a record, with the runs and prompts that it is linked to. Assessments are in order of time and id."""
-        judged = [assessment.record() for assessment in self.assessments]
+        judged = [assessment.record() for assessment in self.assessments if assessment.is_known]
         time = self.request_time
         return Trace(
             trace_id=self.trace_id,

@@ -161,6 +161,7 @@ def assessment_body(one: Assessment) -> dict[str, Any]:
     return {name: value for name, value in body.items() if value not in (None, UNSET, {}) or name in _VALUES}
 
 
+_JSON: Final = ("value", "error")
 _VALUES: Final = ("feedback", "expectation", "issue")
 
 
@@ -234,7 +235,7 @@ def trace_differences(wanted: Trace, found: Trace) -> tuple[list[str], list[str]
     different, besides = [], []
     for name in ("experiment_id", "request_time", "execution_duration", "state", "client_request_id"):
         expected, there = getattr(wanted, name), getattr(found, name)
-        if (expected or UNSET) != (there or UNSET):
+        if (expected if expected != "" else UNSET) != (there if there != "" else UNSET):
             different.append(f"{name} is {there!r} instead of {expected!r}")
     for name in ("request_preview", "response_preview"):
         expected, there = getattr(wanted, name), getattr(found, name)
@@ -282,18 +283,19 @@ def assessment_differences(wanted: Assessment, found: Assessment | None) -> list
         expected, there = getattr(wanted, name), getattr(found, name)
         if name == "run_id" or (expected or UNSET) == (there or UNSET):
             continue
-        if name in ("value", "error") and UNSET not in (expected, there) and _same_json(expected, there):
+        if name in _JSON and UNSET not in (expected, there) and _same_json(wanted, name, expected, there):
             continue
         different.append(f"{name} of the assessment {wanted.assessment_id} is {there!r} instead of {expected!r}")
     return different
 
 
-def _same_json(one: str, other: str) -> bool:
-    return bool(_without_nulls(json.loads(one)) == _without_nulls(json.loads(other)))
-
-
-def _without_nulls(value: Any) -> Any:
-    return {key: part for key, part in value.items() if part is not None} if isinstance(value, dict) else value
+def _same_json(one: Assessment, name: str, expected: str, there: str) -> bool:
+    """Whether two JSON texts of an assessment say the same. Numbers of feedback are doubles; an error has no member null."""
+    integer: type = float if one.assessment_type == "feedback" else int
+    values = [json.loads(text, parse_int=integer) for text in (expected, there)]
+    if name == "error":
+        values = [{key: part for key, part in value.items() if part is not None} for value in values]
+    return json.dumps(values[0], sort_keys=True) == json.dumps(values[1], sort_keys=True)
 
 
 def same_span(wanted: str, found: str) -> bool:

@@ -48,7 +48,9 @@ class TraceJob:
     """One trace on its way. ``trace`` is as it has to be at the target. ``spans`` are None where OTLP does not carry them.
 
     ``later``: assessments that override others; ``last``: those that a deletion would take away; ``there``: the trace as it
-    was at the target before. ``moved``: spans of a database become a file. ``stopped``: nothing more is tried.
+    was at the target before, ``is_old`` with other times, state or data than the archive has. ``moved``: spans of a database
+    become a file. ``completed``: the target lacked something of it. ``touched``: a tag was set, or one differs and stays.
+    ``stopped``: nothing more is tried.
     """
 
     plan: PlannedEntity
@@ -63,6 +65,8 @@ class TraceJob:
     found: TraceAnswer | None = None
     moved: bool = False
     completed: bool = False
+    is_old: bool = False
+    touched: bool = False
     stopped: bool = False
 
     def report(self, message: str, *, code: str = "not-restored", path: str = "") -> None:

@@ -80,8 +80,8 @@ class PayloadWriter:
     def _spans_there(self, job: TraceJob) -> dict[str, str]:
         try:
             return {span["span_id"]: span["content"] for span in fetch_spans(self._server.client, job.trace.trace_id)}
-        except RefusedError:
-            return {}
+        except (RefusedError, ValueError, KeyError, TypeError):
+            return {}  # all are sent again, and compared
 
     def _post_spans(self, jobs: Sequence[TraceJob]) -> None:
         """One request; where the server refuses it, its halves, and in the end the file for a trace that is refused alone."""

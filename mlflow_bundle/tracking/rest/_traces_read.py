@@ -284,6 +284,9 @@ class TraceReader:
     def _record(self, answer: TraceAnswer | OldTrace, links: _Links) -> Trace:
         if isinstance(answer, OldTrace):
             return answer.record()
+        for assessment in answer.unknown_assessments:
+            message = f"its assessment {assessment!r} is of a kind that this version does not know, and is left out"
+            self._report(answer.trace_id, message, code="assessment-unknown")
         return answer.record(links.runs.get(answer.trace_id, ()), links.prompts.get(answer.trace_id, ()))
 
     def _by_id(self, ids: Sequence[str]) -> Iterator[Trace]:
@@ -320,7 +323,7 @@ class TraceReader:
                         links.runs[trace].append(run)
             if ids and self._release >= _PROMPT_LINKS_SINCE:
                 asked = self._server.map(
-                    lambda prompt: (prompt, self._linked(workspace, ids, f"prompt = '{prompt[0]}/{prompt[1]}'")),
+                    lambda prompt: (prompt, self._linked(workspace, ids, f"prompt = {_quoted('/'.join(prompt))}")),
                     self._prompt_versions(workspace),
                 )
                 for prompt, linked in asked:
@@ -364,7 +367,7 @@ class TraceReader:
         while True:
             asked = {**params, **({"page_token": token} if token else {})}
             page: PromptVersions = workspace.client.get_json(f"{API}model-versions/search", asked, answer=PromptVersions)
-            yield from ((one.name, one.version) for one in page.model_versions if "'" not in one.name)
+            yield from ((one.name, one.version) for one in page.model_versions)
             token = page.next_page_token
             if not token:
                 return
@@ -391,7 +394,7 @@ class TraceReader:
         refused: Exception | None = None
         for workspace in self._server.workspaces:
             try:
-                return fetch_spans(workspace.client, trace_id)
+                return self._handed_out(workspace.client, trace_id)
             except ServerError as error:
                 if isinstance(error, RefusedError) and self._never_had_spans(workspace.client, trace_id):
                     return []
@@ -404,6 +407,18 @@ class TraceReader:
         self._report(trace_id, f"its spans cannot be read: {reason}")
         return []
 
+    def _handed_out(self, client: RestClient, trace_id: str) -> list[dict[str, Any]]:
+        """The spans. For an archived trace whose file is gone a server answers that there are none.
+
+        Raises:
+            ServerError, KeyError, TypeError: as ``fetch_spans``.
+            ValueError: the same, or the trace had spans.
+        """
+        spans = fetch_spans(client, trace_id)
+        if not spans and not self._never_had_spans(client, trace_id):
+            raise ValueError("the server hands out none, and the trace had some")
+        return spans
+
     def _never_had_spans(self, client: RestClient, trace_id: str) -> bool:
         """Whether there is such a trace and it shows no sign of spans: one that was only started."""
         if self._release < _HANDED_OUT_SINCE:
@@ -414,6 +429,12 @@ class TraceReader:
     def artifacts(self, trace: Trace, client: RestClient | None = None) -> ArtifactStore:
         """The files of a trace: attachments, and ``traces.json`` where the spans are not in the database."""
         return self._files.of(trace, client or self._server.client)
+
+
+def _quoted(text: str) -> str:
+    """``text`` as a string of MLflow's filter language, which knows no escapes."""
+    quote = '"' if "'" in text else "'"
+    return f"{quote}{text}{quote}"
 
 
 def _source_run(trace: Trace) -> str:

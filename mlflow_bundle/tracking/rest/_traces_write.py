@@ -113,7 +113,7 @@ class TraceWriter:
         self._checker.compare_links(jobs)
         for job in jobs:
             if job.there is not None and job.result.action == "restored":
-                job.result.action = "merged" if job.completed else "there"
+                job.result.action = "merged" if job.completed or job.touched else "there"
             if job.result.target_id is not None:
                 ids.add("trace", job.result.source_id, job.result.target_id)
         return [job.result for job in jobs]
@@ -168,9 +168,14 @@ class TraceWriter:
                 message = f"it is left out: the server has this trace in the experiment {place}, and keeps each id once"
                 job.report(message, code=CANNOT_HOLD)
                 job.result.action, job.stopped = "left out", True
+            elif job.there is not None and _changed(job, job.there.record()):
+                # Nobody changes these at a target: the trace was restored before it had ended.
+                job.is_old = job.completed = True
 
     def _start(self, job: TraceJob) -> None:
         if job.there is not None:
+            if job.is_old:
+                self._road.start(job, ())
             return
         try:
             self._road.start(job, job.embedded)
@@ -215,6 +220,7 @@ class TraceWriter:
         there = (
             {one.assessment_id for one in job.there.assessments} if job.there else {one.assessment_id for one in job.embedded}
         )
+        there -= self._drop_old(job)
         missing = [one for one in job.trace.assessments if one.assessment_id not in there | job.last]
         job.completed = job.completed or bool(missing)
         self._create(job.trace.trace_id, missing)
@@ -222,6 +228,21 @@ class TraceWriter:
         if last:
             with self._lock:
                 self._after[job.trace.trace_id] = (job.trace, last)
+
+    def _drop_old(self, job: TraceJob) -> set[str]:
+        """Delete the assessments that were changed in the archive since the target got them; they are posted again."""
+        there = {one.assessment_id: one for one in (job.there.record().assessments if job.there else ())}
+        old = {
+            one.assessment_id
+            for one in job.trace.assessments
+            if one.assessment_id in there
+            and one.assessment_id not in job.last
+            and (one.last_update_time or 0) > (there[one.assessment_id].last_update_time or 0)
+            and expected.assessment_differences(one, there[one.assessment_id])
+        }
+        for identity in sorted(old):
+            self._server.post(f"traces/{job.trace.trace_id}/assessments/{identity}", {}, method="DELETE", api=API3)
+        return old
 
     def _create(self, trace_id: str, assessments: Sequence[Assessment]) -> None:
         for one in _overridden_first(assessments):
@@ -264,6 +285,12 @@ class TraceWriter:
             for difference in expected.assessment_differences(one, found.get(one.assessment_id)):
                 result.action = "failed"
                 result.problems.append(not_restored(result, f"read back from the target: {difference}", code=DIFFERS))
+
+
+def _changed(job: TraceJob, there: Trace) -> bool:
+    """Whether the trace at the target has other times, another state or other data than the archive."""
+    wanted, found = (msgspec.structs.replace(trace, tags=()) for trace in (job.wanted, there))
+    return bool(expected.trace_differences(wanted, found)[0])
 
 
 def _is_issue(one: Assessment) -> bool:

@@ -17,11 +17,11 @@ from typing import Any, Final, cast
 from msgspec import UNSET
 
 from mlflow_bundle._parallel import bounded_map
-from mlflow_bundle.entities import ModelVersion
+from mlflow_bundle.entities import KeyValue, ModelVersion
 from mlflow_bundle.kinds import record_id
 from mlflow_bundle.tracking._port import SOURCE_TAG_PREFIX, EntityResult, IdMap, OpenBlob, PlannedEntity
 from mlflow_bundle.tracking._rest import RefusedError
-from mlflow_bundle.tracking.rest._expected import COMPLETE, RESTORE_TAG, STARTED
+from mlflow_bundle.tracking.rest._expected import COMPLETE, DIGEST_TAG, RESTORE_TAG, STARTED, completion
 from mlflow_bundle.tracking.rest._once import create_once
 from mlflow_bundle.tracking.rest._registry_common import (
     PROMPT_TAG,
@@ -45,6 +45,8 @@ _PROMPT_SOURCE: Final = "prompt-template"
 _DELETED: Final = "Deleted_Internal"
 _NO_STAGES: Final = (UNSET, "", "None")
 _SOURCE_VERSION: Final = SOURCE_TAG_PREFIX + "version"
+#: What says where an archived version lay.
+_PLACES: Final = (SOURCE_TAG_PREFIX + "source", SOURCE_TAG_PREFIX + "run_id")
 _TAKEN: Final = "version-taken"
 _MISSING: Final = "RESOURCE_DOES_NOT_EXIST"
 _KEPT: Final = (
@@ -106,8 +108,23 @@ class VersionWriter:
         one = partial(self._restore_group, ids=ids, open_blob=open_blob)
         found = list(bounded_map(self._server.executor, one, groups, self._server.window))
         results = [result for group in found for result in group]
-        self._check_aliases([group[-1] for group in found])
+        last = [group[-1] for group in found]
+        self._check_aliases(last)
+        self.note_digests({result.source_id.rpartition("/")[0]: result for result in last})
         return results
+
+    def note_digests(self, results: Mapping[str, EntityResult]) -> None:
+        """Note of the registered models with these archived ids which content they have, if they have all their aliases."""
+
+        def note(pair: tuple[str, EntityResult]) -> None:
+            source, result = pair
+            model = self._models.get(source)
+            if model is not None and model.digest and model.has_aliases and result.action != "failed":
+                body = {"name": model.name, "key": DIGEST_TAG, "value": model.digest}
+                self._server.guard(result, lambda: cast("None", self._server.post("registered-models/set-tag", body)))
+
+        for _ in bounded_map(self._server.executor, note, results.items(), self._server.window):
+            pass
 
     def _restore_group(self, group: Sequence[PlannedEntity], *, ids: IdMap, open_blob: OpenBlob) -> list[EntityResult]:
         results = [EntityResult(kind="model_version", source_id=record_id(plan.record)) for plan in group]
@@ -149,11 +166,10 @@ class VersionWriter:
             tags = tag_map(found.get("tags", []))
             if (tags.get(SOURCE_BUNDLE), tags.get(_SOURCE_VERSION)) != (self._server.bundle_id, str(number)):
                 self._leave_out(job, "the target has another version of this number; numbers are kept exactly")
-            elif tags.get(RESTORE_TAG) == COMPLETE:
+            elif tags.get(RESTORE_TAG) == COMPLETE and tags.get(DIGEST_TAG, "") == job.plan.digest:
                 result.action = "there"
             else:
-                job.alive = True
-                self._set_stage(job)
+                self._take_up(job, found, ids, open_blob)
         elif number <= model.used and job.deleted:
             result.action = "there"
         elif number <= model.used:
@@ -162,6 +178,29 @@ class VersionWriter:
             self._use_up(job)
         else:
             self._make(job, ids, open_blob)
+
+    def _take_up(self, job: _Job, found: Answer, ids: IdMap, open_blob: OpenBlob) -> None:
+        """Finish a version that an earlier restore left unfinished, or made of another snapshot."""
+        tags, result = tag_map(found.get("tags", [])), job.result
+        if job.deleted:
+            result.action = "failed"
+            result.problems.append(not_restored(result, "it is deleted in this snapshot; the target keeps the one that it has"))
+            return
+        job.alive = True
+        at = {"name": job.model.name, "version": str(job.version.version)}
+        for key, value in {RESTORE_TAG: STARTED, **job.tags}.items():
+            # Where it lies cannot change: reading back finds that the archive says something else.
+            if tags.get(key) != value and key not in _PLACES:
+                self._server.post("model-versions/set-tag", {**at, "key": key, "value": value})
+        if (found.get("description") or "") != (job.version.description or ""):
+            body = {**at, "description": job.version.description or ""}
+            self._server.post("model-versions/update", body, method="PATCH")
+        if (found.get("current_stage") or "None") != (job.version.current_stage or "None"):
+            self._set_stage(job)
+        if job.plan.files:
+            self._sources.of(job.plan, job.version, result, ids, open_blob)
+        if tags.get(RESTORE_TAG) == COMPLETE:
+            result.notes.append("a model version of an earlier restore was brought up to date")
 
     def _leave_out(self, job: _Job, message: str) -> None:
         job.result.problems.append(not_restored(job.result, message, code=_TAKEN))
@@ -178,7 +217,8 @@ class VersionWriter:
             number = self._create(job, body)
             if number == wanted:
                 job.made, job.alive = body, True
-                self._set_stage(job)
+                if job.staged:
+                    self._set_stage(job)
                 return
             self._delete(model, number)
             if number > wanted:
@@ -261,18 +301,18 @@ class VersionWriter:
     def _body(self, job: _Job, where: Mapping[str, str], *, known: bool) -> dict[str, Any]:
         """The request that creates the version. It is whole with this one request, unless it has a stage or might be deleted
         again, because its number is not the wanted one."""
-        state = COMPLETE if known and not job.staged else STARTED
-        body: dict[str, Any] = {"name": job.model.name, "tags": as_list({**job.tags, RESTORE_TAG: state}), **where}
+        done = known and not job.staged
+        state = completion(job.plan.digest) if done else [KeyValue(key=RESTORE_TAG, value=STARTED)]
+        body: dict[str, Any] = {"name": job.model.name, "tags": [*as_list(job.tags), *state], **where}
         for name in ("description", "run_link"):
             if getattr(job.version, name):
                 body[name] = getattr(job.version, name)
         return body
 
     def _set_stage(self, job: _Job) -> None:
-        if job.staged:
-            at = {"name": job.model.name, "version": str(job.version.version)}
-            stage = {"stage": job.version.current_stage, "archive_existing_versions": False}
-            self._server.post("model-versions/transition-stage", {**at, **stage})
+        at = {"name": job.model.name, "version": str(job.version.version)}
+        stage = {"stage": job.version.current_stage or "None", "archive_existing_versions": False}
+        self._server.post("model-versions/transition-stage", {**at, **stage})
 
     # -- reading back ----------------------------------------------------------------------------------------------
 
@@ -298,17 +338,19 @@ class VersionWriter:
             for message in _differences(job, found):
                 job.result.problems.append(not_restored(job.result, message, code=DIFFERS))
                 job.result.action = "failed"
-            state = STARTED if job.result.action == "failed" else COMPLETE
-            if found and tag_map(found.get("tags", [])).get(RESTORE_TAG) != state:
-                at = {"name": model.name, "version": str(job.version.version)}
-                self._server.post("model-versions/set-tag", {**at, "key": RESTORE_TAG, "value": state})
+            failed = job.result.action == "failed"
+            there = tag_map(found.get("tags", []))
+            at = {"name": model.name, "version": str(job.version.version)}
+            for tag in [KeyValue(key=RESTORE_TAG, value=STARTED)] if failed else completion(job.plan.digest):
+                if found and there.get(tag.key) != tag.value:
+                    self._server.post("model-versions/set-tag", {**at, "key": tag.key, "value": tag.value})
 
     def _set_aliases(self, model: TargetModel, result: EntityResult) -> None:
         """The aliases of the model that name versions of this archive; one that is set to something else stays."""
         for alias in model.aliases:
             if model.set_aliases.get(alias.alias) == alias.version or RESERVED_ALIAS.fullmatch(alias.alias):
                 continue
-            if alias.alias in model.set_aliases:
+            if alias.alias in model.set_aliases and not model.is_old:
                 result.notes.append(f"the model {model.name!r} keeps its own alias {alias.alias!r}")
             elif not model.there.get(alias.version):
                 what = f"the alias {alias.alias!r} of {model.name!r} names version {alias.version}, which is not there"

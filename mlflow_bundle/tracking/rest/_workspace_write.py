@@ -157,7 +157,8 @@ class WorkspacesTarget:
         kept: dict[str, Any] = {"description": record.description} if record.description else {}
         if record.trace_archival_retention:
             kept["trace_archival_config"] = {"retention": record.trace_archival_retention}
-        if record.name in self._there:
+        was_there = record.name in self._there
+        if was_there:
             result.action = "there"
         else:
             self._create({"name": record.name, **kept})
@@ -169,8 +170,8 @@ class WorkspacesTarget:
             if actual == value:
                 continue
             message = f"the workspace {record.name!r} has its own {name}"
-            if result.action == "there":
-                result.notes.append(message)
+            if was_there:
+                result.keeps(message)
             else:
                 result.problems.append(not_restored(result, message))
                 result.action = "failed"
@@ -233,6 +234,14 @@ class WorkspacesTarget:
     def cannot_hold(self, record: Record) -> list[Problem]:
         """What of this record the server would refuse, cut or alter."""
         return [] if isinstance(record, Workspace) else self._at(self._home(record)).cannot_hold(record)
+
+    def row_limits(self, table: str) -> Callable[[pa.Table], Sequence[str]] | None:  # noqa: ARG002
+        """None: a server that refuses spans or metrics gets them in another way, or says so."""
+        return None
+
+    def name_taken(self, record: Record, experiment_id: str) -> str | None:
+        """Why the experiment at the target cannot have this record, because of another one of its name, or None."""
+        return self._at(self._placed[experiment_id]).name_taken(record, experiment_id)
 
     def restore_entities(
         self, kind: str, planned: Sequence[PlannedEntity], ids: IdMap, open_blob: OpenBlob, options: RestoreOptions

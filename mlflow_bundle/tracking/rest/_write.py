@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -11,6 +11,8 @@ from typing import Any, Final
 import pyarrow as pa
 from msgspec import UNSET
 
+from mlflow_bundle._codec import encode
+from mlflow_bundle._digests import hex_of
 from mlflow_bundle._parallel import bounded_map
 from mlflow_bundle.errors import ServerError
 from mlflow_bundle.records import Experiment, KeyValue, Problem, Record, Run, Source
@@ -31,7 +33,7 @@ from mlflow_bundle.tracking._rest import API, RefusedError, RestClient
 from mlflow_bundle.tracking.artifacts import artifact_store
 from mlflow_bundle.tracking.rest._answers import RunAnswer, SearchRuns, all_runs, experiments
 from mlflow_bundle.tracking.rest._entity_write import EntityWriter
-from mlflow_bundle.tracking.rest._expected import COMPLETE, RESTORE_TAG, expect, keep_earlier
+from mlflow_bundle.tracking.rest._expected import COMPLETE, DIGEST_TAG, RESTORE_TAG, expect, keep_earlier
 from mlflow_bundle.tracking.rest._history import HistoryReader
 from mlflow_bundle.tracking.rest._limits import Limits
 from mlflow_bundle.tracking.rest._restore import Job, Restorer
@@ -125,6 +127,7 @@ class RestTarget:
             experiment.lifecycle_stage,
             tags.get(_SOURCE_EXPERIMENT) if ours else None,
             workspace=experiment.workspace or "",
+            tags=experiment.tags,
         )
 
     def cannot_hold_experiment(self, experiment: Experiment) -> list[Problem]:
@@ -151,7 +154,7 @@ class RestTarget:
             source = answer.tag(_SOURCE_RUN) or ""
             complete = self._is_complete(answer, experiment_id)
             if source in wanted and (complete or source not in found):
-                found[source] = RestoredRun(answer.run_id, complete)
+                found[source] = RestoredRun(answer.run_id, complete, answer.tag(DIGEST_TAG) or "")
         return found
 
     def _is_complete(self, answer: RunAnswer, experiment_id: str) -> bool:
@@ -176,14 +179,17 @@ class RestTarget:
     ) -> str:
         """Create the experiment, or add the tags that an existing one lacks. Returns its id at the target.
 
-        Tags of an existing experiment are never changed: a difference becomes one of ``notes``. A deleted one is restored
-        until ``finish_experiment``.
+        One that this tool made of another snapshot gets the values of this one. Apart from that, tags of an existing
+        experiment are never changed: a difference becomes one of ``notes``. A deleted one is restored until
+        ``finish_experiment``.
         """
+        digest = hex_of(encode(experiment))
         tags = {tag.key: tag.value for tag in experiment.tags if self._limits.experiment_tag(tag) is None}
         ours = self._source_tags(experiment)
         keep_earlier(tags, ours)
         tags |= ours
-        there = self._create_experiment(name, tags) if existing is None else existing.experiment_id
+        made = {**tags, DIGEST_TAG: digest}
+        there = self._create_experiment(name, made) if existing is None else existing.experiment_id
         if experiment.lifecycle_stage == "deleted":
             self._doomed.add(there)
         if existing is None:
@@ -192,8 +198,10 @@ class RestTarget:
             self._post("experiments/restore", {"experiment_id": there})
             self._revived.add(there)
         present = self._experiment_tags(there)
-        for key, value in tags.items():
-            if key not in present:
+        is_old = present.get(DIGEST_TAG, digest) != digest
+        # The digest comes last: where this is interrupted, the next restore does it again.
+        for key, value in (made if is_old else tags).items():
+            if key not in present or (is_old and present[key] != value):
                 self._post("experiments/set-experiment-tag", {"experiment_id": there, "key": key, "value": value})
             elif present[key] != value:
                 self.notes.append(f"the experiment {existing.name!r} keeps its own value of the tag {key!r}")
@@ -280,6 +288,14 @@ class RestTarget:
     def cannot_hold(self, record: Record) -> list[Problem]:
         """What of this record the server would refuse, cut or alter."""
         return self._entities.cannot_hold(record)
+
+    def row_limits(self, table: str) -> Callable[[pa.Table], Sequence[str]] | None:  # noqa: ARG002
+        """None: a server that refuses spans or metrics gets them in another way, or says so."""
+        return None
+
+    def name_taken(self, record: Record, experiment_id: str) -> str | None:
+        """Why the experiment at the target cannot have this record, because of another one of its name, or None."""
+        return self._entities.name_taken(record, experiment_id)
 
     def restore_entities(
         self, kind: str, planned: Sequence[PlannedEntity], ids: IdMap, open_blob: OpenBlob, options: RestoreOptions

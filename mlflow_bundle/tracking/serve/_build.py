@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sqlite3
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -18,12 +20,18 @@ from mlflow_bundle.plugins._names import part_of
 from mlflow_bundle.records import Problem
 from mlflow_bundle.tracking._select import Selection
 from mlflow_bundle.tracking._unpack import restore
-from mlflow_bundle.tracking.database._connection import Connection
+from mlflow_bundle.tracking.database._connection import Connection, parse_uri
+from mlflow_bundle.tracking.database._schema import prepare_database
 from mlflow_bundle.tracking.database._write import DatabaseTarget
+from mlflow_bundle.tracking.serve._load import load
+from mlflow_bundle.tracking.serve._whole import is_whole
 
 __all__ = ["build"]
 
 _DEFAULT: Final = "Default"
+_STORE: Final = "mlflow.store.tracking.sqlalchemy_store"
+#: For a file that nobody else sees and that can be made again.
+_CARELESS: Final = ("synchronous = OFF", "journal_mode = MEMORY", "temp_store = MEMORY", "cache_size = -100000")
 _INDEXES: Final = (
     "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND tbl_name IN ('metrics', 'latest_metrics') AND sql IS NOT NULL"
 )
@@ -53,11 +61,11 @@ class _Scratch(DatabaseTarget):
 
     def __init__(self, uri: str, **options: Any) -> None:
         self.indexes: dict[str, str] = {}
-        super().__init__(uri, **options)
+        super().__init__(uri, read_back=False, **options)
 
     def _connect(self) -> Connection:
         connection = super()._connect()
-        connection.set_pragmas("synchronous = OFF", "journal_mode = MEMORY", "temp_store = MEMORY")
+        connection.set_pragmas(*_CARELESS)
         names, definitions = (column.to_pylist() for column in connection.fetch(_INDEXES, _TWO_TEXTS).columns)
         for name in names:
             connection.run(f'DROP INDEX "{name}"')
@@ -65,13 +73,26 @@ class _Scratch(DatabaseTarget):
         self.indexes |= dict(zip(names, definitions, strict=True))
         return connection
 
-    def _verify(self, *_: Any) -> None:
-        pass
+
+def build(archive: Bundle, path: Path, *, empty: Path, root: str, callback: Callback = DEFAULT_CALLBACK) -> tuple[Problem, ...]:
+    """Make the database ``path``, a new file. ``empty`` is where MLflow's database with nothing in it is kept, made where it is
+    not there. ``root`` is where the new one says that all artifacts lie: below it, as MLflow lays them out. Returns what
+    MLflow's database cannot hold."""
+    # Seconds, in which this thread mostly waits for SQLite.
+    with ThreadPoolExecutor(1, thread_name_prefix="mlflow-bundle-import") as other:
+        importing = other.submit(load, _STORE)
+        if not is_whole(empty, thorough=True):
+            empty.unlink(missing_ok=True)
+            importing.result()
+            prepare_database(parse_uri(f"sqlite:///{empty}"))
+        shutil.copyfile(empty, path)
+        problems = _fill(archive, path, root, callback)
+        importing.result()
+    _ask_first(path, root)
+    return problems
 
 
-def build(archive: Bundle, path: Path, *, root: str, callback: Callback = DEFAULT_CALLBACK) -> tuple[Problem, ...]:
-    """Make the database ``path``, a new file. ``root`` is where it says that all artifacts lie: below it, as MLflow lays them
-    out. Returns what MLflow's database cannot hold."""
+def _fill(archive: Bundle, path: Path, root: str, callback: Callback) -> tuple[Problem, ...]:
     made: list[_Scratch] = []
 
     def connect() -> DatabaseTarget:
@@ -82,6 +103,8 @@ def build(archive: Bundle, path: Path, *, root: str, callback: Callback = DEFAUL
         _WithoutFiles(archive), connect, Selection.of(), online_scoring=True, allow_partial=True, callback=callback
     )
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        for pragma in _CARELESS:
+            connection.execute(f"PRAGMA {pragma}")
         for definition in made[0].indexes.values():
             connection.execute(definition)
         for version in _with_own_files(archive):
@@ -91,7 +114,6 @@ def build(archive: Bundle, path: Path, *, root: str, callback: Callback = DEFAUL
                 (place, version.name, version.version, version.workspace or "default"),
             )
         _add_default_experiment(connection)
-    _ask_first(path, root)
     return report.problems
 
 

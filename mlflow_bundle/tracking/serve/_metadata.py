@@ -18,6 +18,7 @@ from mlflow_bundle._digests import parse_digest
 from mlflow_bundle.plugins._places import cache_folder, remember, unwritable
 from mlflow_bundle.records import Problem
 from mlflow_bundle.tracking.database._revision import head_revision
+from mlflow_bundle.tracking.serve._whole import is_whole
 
 __all__ = ["Metadata", "metadata_of"]
 
@@ -31,16 +32,21 @@ _HOMES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """The database of a snapshot. ``problems`` are what MLflow's database could not hold, known when it was just made."""
+    """The database of a snapshot. ``problems`` are what MLflow's database could not hold, known when it was just made;
+    ``damaged`` is whether it was made because the one that was kept is damaged."""
 
     path: Path
     made: bool
     problems: tuple[Problem, ...] = ()
+    damaged: bool = False
 
     @property
     def uri(self) -> str:
-        """The tracking URI, read-only, for ``mlflow.set_tracking_uri`` and for a server."""
-        return f"sqlite:///file:{quote(str(self.path))}?mode=ro&uri=true"
+        """The tracking URI, read-only, for ``mlflow.set_tracking_uri`` and for a server.
+
+        What follows ``sqlite:///`` is a path to MLflow, whose folder it makes: ``file:`` in the working folder.
+        """
+        return f"sqlite+pysqlite:///file:{quote(str(self.path))}?mode=ro&uri=true"
 
     @property
     def has_workspaces(self) -> bool:
@@ -50,7 +56,7 @@ class Metadata:
 
 
 def metadata_of(archive: Bundle, *, cache: Path | None = None, callback: Callback = DEFAULT_CALLBACK) -> Metadata:
-    """The database of a snapshot, made where it is not there yet. Artifacts stay in the bundle.
+    """The database of a snapshot, made where it is not there yet or damaged. Artifacts stay in the bundle.
 
     ``cache`` is the folder below which it is kept, by default that of the user. It is named after the root digest and the
     schema of the installed MLflow.
@@ -61,8 +67,10 @@ def metadata_of(archive: Bundle, *, cache: Path | None = None, callback: Callbac
     folder = cache or cache_folder()
     digest = parse_digest(archive.root_digest)
     remember(digest, archive.url, folder)
-    path = folder / "serve" / f"{digest}-{head_revision()}-{_FORM}.db"
-    if path.is_file():
+    head = head_revision()
+    path = folder / "serve" / f"{digest}-{head}-{_FORM}.db"
+    damaged = path.is_file() and not is_whole(path)
+    if path.is_file() and not damaged:
         return Metadata(path, made=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,8 +80,9 @@ def metadata_of(archive: Bundle, *, cache: Path | None = None, callback: Callbac
     try:
         from mlflow_bundle.tracking.serve._build import build  # noqa: PLC0415 - what is cached does not pay for it
 
-        problems = build(archive, work / "mlflow.db", root=f"mlflow-bundle://{digest}", callback=callback)
+        empty = path.with_name(f"empty-{head}.db")
+        problems = build(archive, work / "mlflow.db", empty=empty, root=f"mlflow-bundle://{digest}", callback=callback)
         (work / "mlflow.db").replace(path)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return Metadata(path, made=True, problems=problems)
+    return Metadata(path, made=True, problems=problems, damaged=damaged)

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from mlflow_bundle.errors import ServerError, UnsupportedError, UsageError
 from mlflow_bundle.plugins._places import BUNDLE, CACHE, OPTIONS, absolute
+from mlflow_bundle.tracking.serve._load import load
 from mlflow_bundle.tracking.serve._metadata import Metadata
 
 __all__ = ["listening", "serve"]
@@ -118,7 +119,7 @@ def _run(listener: socket.socket, ready: Callable[[str], object]) -> None:
     name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not listened on
     url = f"http://{f'[{name}]' if ':' in name else name}:{port}"
     try:
-        importlib.import_module(_APP.partition(":")[0])
+        load(_APP.partition(":")[0])
     except ModuleNotFoundError as error:
         raise UnsupportedError(
             f"the installed MLflow has no server that this release can open an archive in: {error}",

@@ -1,0 +1,43 @@
+"""What an archived entity says, as one digest: by it an unpack tells whether what an earlier one restored is out of date."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pyarrow as pa
+
+from mlflow_bundle._bundle import Bundle
+from mlflow_bundle._codec import encode
+from mlflow_bundle._digests import hex_of
+from mlflow_bundle.kinds import KINDS, record_id
+from mlflow_bundle.records import Record
+
+__all__ = ["ContentDigests"]
+
+
+class ContentDigests:
+    """The digests of archived entities: over the record of each, its rows and its files."""
+
+    def __init__(self, archive: Bundle) -> None:
+        self._reader = archive.reader
+        self._kinds: dict[str, pa.Array] = {}
+
+    def of(self, record: Record) -> str:
+        """SHA-256 in hex of one entity. Equal digests mean that two snapshots say the same of it.
+
+        Raises:
+            NotFoundError: it is not in the snapshot.
+        """
+        kind = str(record.__struct_config__.tag)
+        if not KINDS[kind].tables:
+            return hex_of(encode(record))
+        if kind not in self._kinds:
+            self._kinds[kind] = self._read(kind)
+        found: bytes = self._kinds[kind][self._reader.row_of(kind, record_id(record))].as_py()
+        return found.hex()
+
+    def _read(self, kind: str) -> pa.Array:
+        """The digests in archive order, 32 bytes an entity."""
+        digests = self._reader.digests(kind)
+        parts = [digests.column(name).to_pylist() for name in ("record_digest", *KINDS[kind].tables)]
+        return pa.array((hashlib.sha256("\n".join(row).encode()).digest() for row in zip(*parts, strict=True)), pa.binary(32))
