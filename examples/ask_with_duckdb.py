@@ -20,15 +20,16 @@ def main(place: str) -> None:
         con = archive.duckdb()
         con.sql(
             """
-            SELECT p.value AS depth, count(*) AS runs, avg(m.value) AS mean_accuracy
+            SELECT p.key AS param, p.value, count(*) AS runs, avg(m.value) AS mean_accuracy
             FROM params p JOIN latest_metrics m USING (run_id)
-            WHERE p.key = 'depth' AND m.key = 'accuracy'
+            WHERE m.key = 'accuracy'
             GROUP BY ALL
-            ORDER BY depth
+            ORDER BY ALL
+            LIMIT 20
             """
         ).show()
         con.close()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[1:]) if sys.argv[1:] else sys.exit(__doc__)

@@ -18,6 +18,7 @@ from mlflow_bundle._limits import DEFAULT_LIMITS, Limits
 from mlflow_bundle._manifest import Committed, find_snapshot, read_marker, snapshot_stems
 from mlflow_bundle._parallel import bounded_map
 from mlflow_bundle._storage import Storage
+from mlflow_bundle._text import plural
 from mlflow_bundle._verify._checks import TablesCheck
 from mlflow_bundle._verify._contents import jobs
 from mlflow_bundle._verify._findings import Findings, code_of
@@ -261,7 +262,7 @@ class _Verification:
         if not documents.all_whole:
             sentences.append("whether objects are listed by no snapshot: not all snapshots could be read")
         if others := len(documents.whole) - len(chosen):
-            sentences.append(f"what only the other {others:,} snapshots list")
+            sentences.append(f"what is only in {plural(others, 'other snapshot')}")
         return [*sentences, f"{_layout.README}, on which nothing depends"]
 
 

@@ -72,8 +72,10 @@ def put(line: str) -> None:
 
 def put_bytes(data: bytes) -> None:
     """Data on stdout as it is."""
+    rest = memoryview(data)
     try:
-        sys.stdout.buffer.write(data)
+        while rest:  # an unbuffered stream (PYTHONUNBUFFERED) may take less than all
+            rest = rest[sys.stdout.buffer.write(rest) :]
     except OSError as error:
         raise StdoutError(error) from error
 

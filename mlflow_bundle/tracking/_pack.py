@@ -24,6 +24,7 @@ from mlflow_bundle._packer import Packer
 from mlflow_bundle._parallel import prefetch
 from mlflow_bundle._shards import Cutter
 from mlflow_bundle._storage import Storage, open_storage
+from mlflow_bundle._text import plural
 from mlflow_bundle.errors import IncompleteError, UsageError
 from mlflow_bundle.records import KINDS, Problem, Scope, Snapshot
 from mlflow_bundle.tracking._connect import connect_source, resolve_tracking_uri
@@ -325,8 +326,10 @@ class _Work:
         self._located.close()
         progress.close()
         for (kind, root), count in self._absent_roots.items():
-            what = f"{count:,} {kind.replace('_', ' ')}s keep their files below {root}"
-            self.notes.append(f"{what}, which does not exist on this machine: none were archived")
+            whose = plural(count, kind.replace("_", " "))
+            self.notes.append(
+                f"the files of {whose} lie below {root}, which does not exist on this machine: none were archived"
+            )
 
     def _look_for_root(self, owner: Owner) -> None:
         """Count an entity without files whose place for the files of all is not there at all, as on a foreign machine. The

@@ -158,6 +158,17 @@ def test_a_reader_that_goes_away(archived: Archived) -> None:
         assert (running.returncode, err) == (141, b"")
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_goes_away_in_the_middle(archived: Archived, unbuffered: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``mlflow-bundle report -o - | head -1`` too, where a pipe takes only a part of a large page at once."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    running = popen(["report", archived.bundle, "-o", "-"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert running.stdout is not None
+    running.stdout.read(100)
+    running.stdout.close()
+    assert running.wait(120) == 141
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
 def test_stdout_that_cannot_be_written(archived: Archived) -> None:
     """A full disk behind stdout is an error, not a success with lost output."""

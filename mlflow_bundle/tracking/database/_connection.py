@@ -71,11 +71,12 @@ class DatabaseUri:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a table. ``length`` is the limit in characters that the database enforces, if it does."""
+    """A column of a table. ``length`` is the limit in characters, ``bits`` that of an integer, where the database has one."""
 
     name: str
     nullable: bool
     length: int | None = None
+    bits: int | None = None
 
 
 def parse_uri(uri: str) -> DatabaseUri:
@@ -366,14 +367,16 @@ _COLUMNS: Final = pa.schema(
         pa.field("name", pa.string(), nullable=False),
         pa.field("not_null", pa.int64(), nullable=False),
         pa.field("length", pa.int64()),
+        pa.field("bits", pa.int64()),
     ]
 )
 _REFLECT_SQLITE: Final = (
-    'SELECT m.name, c.name, c."notnull", NULL FROM sqlite_master m JOIN pragma_table_info(m.name) c '
+    'SELECT m.name, c.name, c."notnull", NULL, NULL FROM sqlite_master m JOIN pragma_table_info(m.name) c '
     "WHERE m.type = 'table' ORDER BY m.name, c.cid"
 )
 _REFLECT_POSTGRESQL: Final = (
-    "SELECT table_name::text, column_name::text, (is_nullable = 'NO')::int, character_maximum_length::int "
+    "SELECT table_name::text, column_name::text, (is_nullable = 'NO')::int, character_maximum_length::int, "
+    "CASE WHEN data_type IN ('smallint', 'integer', 'bigint') THEN numeric_precision::int END "
     "FROM information_schema.columns WHERE table_schema = current_schema() ORDER BY 1, ordinal_position"
 )
 
@@ -382,8 +385,8 @@ def columns_of(connection: Connection) -> Mapping[str, Mapping[str, Column]]:
     """Every table of the database and its columns."""
     rows = connection.fetch(_REFLECT_SQLITE if connection.uri.is_sqlite else _REFLECT_POSTGRESQL, _COLUMNS)
     tables: dict[str, dict[str, Column]] = {}
-    for table, name, not_null, length in zip(*(column.to_pylist() for column in rows.columns), strict=True):
-        tables.setdefault(table, {})[name] = Column(name, not not_null, length)
+    for table, name, not_null, length, bits in zip(*(column.to_pylist() for column in rows.columns), strict=True):
+        tables.setdefault(table, {})[name] = Column(name, not not_null, length, bits)
     return tables
 
 

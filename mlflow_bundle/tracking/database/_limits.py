@@ -76,6 +76,9 @@ class Limits:
             if is_json and not self._is_sqlite and _NO_JSON.search(value) and not _is_plain_json(value):
                 return "it is JSON with NaN or an infinity, which the database refuses"
             return self.text(table, column, value)
+        bits = self._tables[table][column].bits
+        if isinstance(value, int) and bits is not None and value not in range(-(2 ** (bits - 1)), 2 ** (bits - 1)):
+            return f"it is {value:,}, beyond the integers of {bits} bits that the database holds"
         return None
 
     def experiment_id(self, text: str) -> int | None:
