@@ -20,7 +20,7 @@ import mlflow_bundle as bundle
 from mlflow_bundle.entities import Record, Scorer
 from mlflow_bundle.errors import CannotHoldError, ServerError, UsageError
 from mlflow_bundle.kinds import KINDS, record_id
-from mlflow_bundle.tracking import _entities, _rest
+from mlflow_bundle.tracking import _batches, _rest
 from mlflow_bundle.tracking._rest import API, RestClient
 from mlflow_bundle.tracking.rest import _once
 from mlflow_bundle.tracking.rest._features import API3
@@ -597,7 +597,7 @@ def test_files_go_with_their_runs(teams: str, empty: MlflowServer, tmp_path: Pat
 def test_several_workspaces_into_one(teams: str, server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """What would get a name twice is told before the first write; then one keeps it, others are left out, nothing merges.
     What belongs to those is told of once, however many batches it comes in."""
-    monkeypatch.setattr(_entities, "_BATCH", 1)
+    monkeypatch.setattr(_batches, "_RECORDS", 1)
     target = new_workspace(server)
     before = rows(server)
     with pytest.raises(CannotHoldError) as caught:

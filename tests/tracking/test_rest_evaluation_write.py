@@ -181,7 +181,7 @@ def test_what_changed_at_the_target_stays(restoring: Restoring, store: RestStore
     target = restoring.ids.new("evaluation_dataset", "d-1")
     store.upsert_dataset_records(target, [{"inputs": json.loads(str(record(1).inputs)), "tags": {"k": "mine"}}])
     results = restoring.restore(*batches)
-    assert [(result.action, len(result.notes)) for result in results] == [("there", 1), ("there", 0)]
+    assert [(result.action, len(result.notes)) for result in results] == [("merged", 1), ("there", 0)]
     assert sorted(one.tags["k"] for one in stored(store, target)) == ["mine", "v"]
 
 

@@ -41,7 +41,7 @@ class TargetModel:
     where that is not known: numbers of deleted versions are used up and invisible. Of the placeholders in ``there`` nothing
     is kept but their numbers. ``sent_aliases`` are those that were set. ``digest`` stands for the archived model, to be noted
     when its aliases are there, and is empty where nothing is to be noted; ``is_old``: an earlier restore made the model of
-    another snapshot, so that its aliases move."""
+    another snapshot, so that its aliases move. ``failed``: not all its versions could be restored."""
 
     name: str
     prompt: bool
@@ -53,6 +53,7 @@ class TargetModel:
     sent_aliases: dict[str, int] = field(default_factory=dict)
     digest: str = ""
     is_old: bool = False
+    failed: bool = False
 
     @property
     def has_aliases(self) -> bool:

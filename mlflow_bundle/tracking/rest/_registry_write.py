@@ -143,8 +143,10 @@ class RegistryWriter:
         return self._versions.restore(planned, ids, open_blob)
 
     def finish(self) -> list[EntityResult]:
-        """Say of aliases of models without any version that they name none."""
-        results = []
+        """Say of aliases of models without any version that they name none, and note that all was done that can be."""
+        results = [EntityResult(kind="registered_model", source_id=source) for source in self._models]
+        self._versions.note_digests({result.source_id: result for result in results}, at_last=True)
+        results = [result for result in results if result.problems]
         for source, model in self._models.items():
             lost = [alias for alias in model.aliases if model.set_aliases.get(alias.alias) != alias.version]
             if source not in self._with_versions and lost:

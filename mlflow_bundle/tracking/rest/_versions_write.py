@@ -110,18 +110,25 @@ class VersionWriter:
         results = [result for group in found for result in group]
         last = [group[-1] for group in found]
         self._check_aliases(last)
+        for result in results:
+            if result.action == "failed" and (model := self._models.get(result.source_id.rpartition("/")[0])):
+                model.failed = True
         self.note_digests({result.source_id.rpartition("/")[0]: result for result in last})
         return results
 
-    def note_digests(self, results: Mapping[str, EntityResult]) -> None:
-        """Note of the registered models with these archived ids which content they have, if they have all their aliases."""
+    def note_digests(self, results: Mapping[str, EntityResult], *, at_last: bool = False) -> None:
+        """Note of the registered models with these archived ids which content they have, once they have all their aliases;
+        ``at_last`` also of those that do not get some, because the versions are not for this server."""
 
         def note(pair: tuple[str, EntityResult]) -> None:
             source, result = pair
             model = self._models.get(source)
-            if model is not None and model.digest and model.has_aliases and result.action != "failed":
+            if model is None or model.failed or not model.digest or result.action == "failed":
+                return
+            if model.has_aliases or at_last:
                 body = {"name": model.name, "key": DIGEST_TAG, "value": model.digest}
                 self._server.guard(result, lambda: cast("None", self._server.post("registered-models/set-tag", body)))
+                model.digest = ""
 
         for _ in bounded_map(self._server.executor, note, results.items(), self._server.window):
             pass
