@@ -262,7 +262,7 @@ class _Verification:
         if not documents.all_whole:
             sentences.append("whether objects are listed by no snapshot: not all snapshots could be read")
         if others := len(documents.whole) - len(chosen):
-            sentences.append(f"what is only in {plural(others, 'other snapshot')}")
+            sentences.append(f"what is only in the other {plural(others, 'snapshot')}")
         return [*sentences, f"{_layout.README}, on which nothing depends"]
 
 

@@ -128,7 +128,8 @@ class EntityLimits:
             return
         for part in parts_of(record):
             for column, value in part.row.items():
-                if column in self._tables.columns[part.table]:
+                # The id of an experiment becomes that of its restore.
+                if column in self._tables.columns[part.table] and column != "experiment_id":
                     is_json = self._tables.is_json(part.table, column)
                     if why := self._limits.value(part.table, column, value, is_json=is_json):
                         yield part, column, why
