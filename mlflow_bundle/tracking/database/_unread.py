@@ -135,9 +135,11 @@ def _lost_points(connection: Connection, tables: Mapping[str, Mapping[str, Colum
     """Last values of metrics whose history was purged. The whole key is compared, so that an index answers."""
     if "latest_metrics" not in tables:
         return
+    # SQLite would take the index of the runs, and go through all points of a run for each of its metrics: + forbids it that.
+    run = "+m.run_uuid" if connection.uri.is_sqlite else "m.run_uuid"
     sql = (
         "SELECT COUNT(*), MIN(l.run_uuid), MIN(l.key) FROM latest_metrics l WHERE NOT EXISTS (SELECT 1 FROM metrics m "
-        "WHERE m.key = l.key AND m.timestamp = l.timestamp AND m.step = l.step AND m.run_uuid = l.run_uuid)"
+        f"WHERE m.key = l.key AND m.timestamp = l.timestamp AND m.step = l.step AND {run} = l.run_uuid)"
     )
     queries = [sql]
     if len(run_ids) < _ALL_FROM:
