@@ -1,4 +1,4 @@
-"""SQL over an archive: ``ask_with_duckdb.py s3://backups/mlflow``. Needs ``pip install 'mlflow-bundle[query]'``."""
+"""SQL over an archive: ``ask_with_duckdb.py s3://backups/mlflow``. Needs ``pip install duckdb``."""
 
 import sys
 

@@ -137,8 +137,7 @@ class Base:
 
 def _latest(view: pa.Table, owners: np.ndarray[Any, Any]) -> pa.Table:
     """The latest points of view rows, as ``LATEST_SCHEMA`` with these owner numbers."""
-    maps = view.column("latest_metrics").combine_chunks()
-    array = pa.concat_arrays(maps.chunks) if isinstance(maps, pa.ChunkedArray) else maps
+    array = view.column("latest_metrics").combine_chunks()
     lengths = np.diff(array.offsets.to_numpy())
     start, end = array.offsets[0].as_py(), array.offsets[len(array)].as_py()
     keys, points = array.keys.slice(start, end - start), array.items.slice(start, end - start)

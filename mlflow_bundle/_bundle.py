@@ -253,9 +253,13 @@ class Bundle:
         """One row a tag of a run: ``run_id, key, value``."""
         return unfolded(self._reader.runs(), "tags")
 
-    def latest_metrics(self) -> pa.Table:
-        """One row a series: ``run_id, key`` and its latest ``value``, ``timestamp`` and ``step`` by MLflow's rule."""
-        table = unfolded(self._reader.runs(), "latest_metrics")
+    def latest_metrics(self, run_ids: Sequence[str] | None = None) -> pa.Table:
+        """One row a series: ``run_id, key`` and its latest ``value``, ``timestamp`` and ``step`` by MLflow's rule. Of all runs,
+        or of those among ``run_ids`` that are in the snapshot."""
+        runs = self._reader.runs()
+        if run_ids is not None:
+            runs = runs.filter(pc.is_in(runs.column("run_id"), value_set=pa.array(run_ids, pa.string())))
+        table = unfolded(runs, "latest_metrics")
         value, timestamp, step = table.column("value").combine_chunks().flatten()
         return pa.table({"run_id": table["run_id"], "key": table["key"], "value": value, "timestamp": timestamp, "step": step})
 

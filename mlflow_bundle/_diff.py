@@ -140,9 +140,11 @@ class _KindDiff:
     def __init__(self, name: str, before: Bundle, after: Bundle) -> None:
         self._kind = KINDS[name]
         self._bundles = (before, after)
+        #: Of a kind that has views what these say of both sides, read once.
+        self._views = [bundle.reader.digests(name) for bundle in self._bundles] if self._kind.tables else []
 
     def changes(self) -> Iterator[Change]:
-        first, second = (_digests(bundle, self._kind.name) for bundle in self._bundles)
+        first, second = self._digests("record_digest", *self._kind.tables)
         removed = _without(first, second)
         added = _without(second, first)
         changed = self._really(_changed(first, second))
@@ -164,9 +166,15 @@ class _KindDiff:
             return candidates  # these digests leave locations out already
         wanted = set(candidates)
         first, second = (_logical(bundle, self._kind.name, wanted) for bundle in self._bundles)
-        rows = [_digests(bundle, self._kind.name, record=False) for bundle in self._bundles]
-        by_rows = set(_changed(*rows))
+        by_rows = set(_changed(*self._digests(*self._kind.tables)))
         return [identity for identity in candidates if identity in by_rows or first[identity] != second[identity]]
+
+    def _digests(self, *names: str) -> list[pa.Table]:
+        """``id, digest`` of each entity of both sides: equal digests mean that nothing differs in these columns of a view."""
+        if not self._views:
+            return [_record_digests(bundle, self._kind.name) for bundle in self._bundles]
+        joined = [pc.binary_join_element_wise(*map(view.column, names), "") for view in self._views]
+        return [pa.table({"id": view.column("id"), "digest": one}) for view, one in zip(self._views, joined, strict=True)]
 
     def _records(self, bundle: Bundle, ids: Sequence[str]) -> dict[str, Record]:
         if len(ids) <= _SINGLE and self._kind.tables:
@@ -198,7 +206,9 @@ class _KindDiff:
     def _portions(self, table: str, ids: Sequence[str]) -> Iterator[list[str]]:
         """The entities whose rows in a table differ, so many at a time that their rows fit into memory."""
         kind = self._kind.name
-        first, second = (dict(zip(*_columns(bundle, kind, "id", table), strict=True)) for bundle in self._bundles)
+        first, second = (
+            dict(zip(view.column("id").to_pylist(), view.column(table).to_pylist(), strict=True)) for view in self._views
+        )
         different = [identity for identity in ids if first[identity] != second[identity]]
         sizes = zip(*(bundle.reader.counts(kind, table, different) for bundle in self._bundles), strict=True)
         part: list[str] = []
@@ -251,7 +261,7 @@ def _digest(rows: pa.Table) -> bytes:
     """A digest of exactly these values, NaN by its bits."""
     sink = hashlib.sha256()
     for column in rows.columns:
-        array = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+        array = column.combine_chunks()
         if pa.types.is_floating(array.type):
             bits = np.asarray(pc.fill_null(array, 0.0)).view(np.int64)
             sink.update(bits.tobytes())
@@ -276,14 +286,10 @@ def _shown(table: str, rows: pa.Table) -> str:
     return f"{count:,} point{'s' * (count != 1)}, last {last!r} at step {rows.column('step')[count - 1].as_py():,}"
 
 
-def _digests(bundle: Bundle, kind: str, *, record: bool = True) -> pa.Table:
-    """``id, digest`` of each entity of a kind: equal digests mean that nothing differs."""
-    if not KINDS[kind].tables:
-        found = {record_id(one): logical_digest(encode(one), kind).hex() for one in bundle.records(kind)}
-        return pa.table({"id": pa.array(found, pa.string()), "digest": pa.array(found.values(), pa.string())})
-    found = bundle.reader.digests(kind)
-    names = [*(["record_digest"] if record else []), *KINDS[kind].tables]
-    return pa.table({"id": found.column("id"), "digest": pc.binary_join_element_wise(*map(found.column, names), "")})
+def _record_digests(bundle: Bundle, kind: str) -> pa.Table:
+    """``id, digest`` of each entity of a kind that has no views."""
+    found = {record_id(one): logical_digest(encode(one), kind).hex() for one in bundle.records(kind)}
+    return pa.table({"id": pa.array(found, pa.string()), "digest": pa.array(found.values(), pa.string())})
 
 
 def _logical(bundle: Bundle, kind: str, wanted: set[str]) -> dict[str, bytes]:
@@ -292,29 +298,20 @@ def _logical(bundle: Bundle, kind: str, wanted: set[str]) -> dict[str, bytes]:
     return {identity: logical_digest(encode(one), kind) for one in records if (identity := record_id(one)) in wanted}
 
 
-def _columns(bundle: Bundle, kind: str, *names: str) -> list[list[str]]:
-    found = bundle.reader.digests(kind)
-    return [found.column(name).to_pylist() for name in names]
-
-
 def _without(some: pa.Table, others: pa.Table) -> list[str]:
     """The ids of the first that the second has not."""
     ids = some.column("id")
-    found: list[str] = ids.filter(pc.invert(pc.is_in(ids, value_set=_flat(others.column("id"))))).to_pylist()
+    found: list[str] = ids.filter(pc.invert(pc.is_in(ids, value_set=others.column("id").combine_chunks()))).to_pylist()
     return found
 
 
 def _changed(first: pa.Table, second: pa.Table) -> list[str]:
     """The ids that both have with other digests."""
-    places = pc.index_in(first.column("id"), value_set=_flat(second.column("id")))
+    places = pc.index_in(first.column("id"), value_set=second.column("id").combine_chunks())
     other = second.column("digest").take(places)
     differs = pc.not_equal(first.column("digest"), other)  # null where the second has no such id: filtered out too
     found: list[str] = first.column("id").filter(differs).to_pylist()
     return found
-
-
-def _flat(column: pa.ChunkedArray) -> pa.Array:
-    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 
 def _name(record: Record) -> str | None:

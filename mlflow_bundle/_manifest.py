@@ -71,9 +71,10 @@ def read_marker(storage: Storage, *, limits: Limits = DEFAULT_LIMITS) -> Marker:
     try:
         marker = decode(data, Marker, name=_layout.MARKER, limits=limits)
     except (CorruptError, LimitError) as error:
-        raise BundleNotFoundError(f"there is no bundle at {storage.url}: {error.message}", code="E010") from error
+        hint = f"take {_layout.MARKER} from a copy, or check the path: `mlflow-bundle verify` says what else is wrong"
+        raise BundleNotFoundError(f"there is no bundle at {storage.url}: {error.message}", code="E010", hint=hint) from error
     if marker.format != FORMAT:
-        raise BundleNotFoundError(f"{storage.url} is of the format {marker.format!r}, not an {FORMAT}")
+        raise BundleNotFoundError(f"{storage.url} is of the format {marker.format!r}, not an {FORMAT}", hint="check the path")
     _check_version(marker.layout, marker.requires.read, storage.url)
     if marker.hash != "sha256":
         raise UnsupportedError(f"{storage.url} uses the hash {marker.hash!r}; layout {LAYOUT} knows sha256 only")
@@ -119,7 +120,11 @@ def ensure_marker(storage: Storage) -> Marker:
     marker = read_marker(storage)
     unknown = sorted(set(marker.requires.write) - FEATURES)
     if unknown:
-        raise UnsupportedError(f"writing into {storage.url} needs features that this release lacks: {', '.join(unknown)}")
+        raise UnsupportedError(
+            f"writing into {storage.url} needs features that this release lacks: {', '.join(unknown)}",
+            hint="a newer mlflow-bundle writes it: pip install --upgrade mlflow-bundle; or pack into a new place",
+            code="unknown-feature",
+        )
     return marker
 
 
@@ -190,6 +195,12 @@ def find_snapshot(storage: Storage, wanted: str | None, *, limits: Limits = DEFA
     if wanted is None:
         for committed in snapshots(storage, limits=limits):
             return committed
+        if torn := len(_stems(storage)):
+            raise NotFoundError(
+                f"{storage.url} has no whole snapshot: the {torn:,} in it were cut off or damaged",
+                code="no-snapshot",
+                hint="`mlflow-bundle verify` says which; an interrupted pack is resumed by running it again",
+            )
         raise NotFoundError(
             f"{storage.url} has no snapshot yet", code="no-snapshot", hint="an interrupted pack is resumed by running it again"
         )

@@ -107,7 +107,6 @@ def numbered_rows(tables: Iterable[pa.Table], spec: TableSpec, owner_of: Callabl
     place of the ids of owner and experiment."""
     for table in tables:
         ids = table.column(str(spec.owner)).unify_dictionaries().combine_chunks()
-        ids = pa.concat_arrays(ids.chunks) if isinstance(ids, pa.ChunkedArray) else ids
         codes = ids.indices.to_numpy(zero_copy_only=False)
         names = ids.dictionary
         numbers = np.full(len(names), -1, dtype=np.int32)

@@ -47,12 +47,12 @@ def _done(result: Result) -> Future[Result]:
     return future
 
 
-def prefetch(items: Iterator[Item], depth: int = 1) -> Iterator[Item]:
-    """The same items, produced by a thread of their own that is at most ``depth`` items ahead.
+def prefetch(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items, produced by a thread of their own that is at most one item ahead.
 
     An error of the producer is raised where its item would have come. Leaving early ends the producer.
     """
-    ready: queue.Queue[Item | _End] = queue.Queue(maxsize=depth)
+    ready: queue.Queue[Item | _End] = queue.Queue(maxsize=1)
     left = threading.Event()
 
     def produce() -> None:

@@ -146,6 +146,8 @@ class Reader:
                 parts = [part for ref in refs for part in self._groups(ref, ENTITY_VIEW, _PLACES)]
                 parts = parts or [ENTITY_VIEW.schema.empty_table().select(_PLACES)]
             self._views[kind] = pa.concat_tables(parts).unify_dictionaries().combine_chunks()
+            if kind == "run":
+                self._runs = None  # a part of this one
         return self._views[kind]
 
     def runs(self) -> pa.Table:

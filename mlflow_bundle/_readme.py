@@ -7,18 +7,21 @@ __all__ = ["BUNDLE_README"]
 BUNDLE_README: Final = """\
 # An MLflow bundle
 
-This folder (or ZIP file) is an archive of MLflow experiments and runs in the format mlflow-bundle, layout 1.
+This folder (or ZIP file) is an archive of what MLflow held, in the format mlflow-bundle, layout 1.
 Nothing in it is ever changed; new snapshots only add files. No special software is needed to read it.
 
     mlflow-bundle.json        what this is
     snapshots/*.json          one document per backup: counts, source, and the list of objects it needs
-    objects/records/          experiments and runs: JSON lines, zstd
-    objects/metrics/          metric histories: Parquet
-    objects/files/            which artifact file of which run has which content: Parquet
+    objects/records/          experiments, runs, models, traces and all else, each with its "kind": JSON lines, zstd
+    objects/metrics/          metric histories of runs: Parquet
+    objects/model_metrics/    metrics of logged models: Parquet
+    objects/spans/            spans of traces: Parquet
+    objects/files/            which artifact file of which run, model or trace has which content: Parquet
     objects/index/            which content (SHA-256) lies where: Parquet
     objects/packs/            small contents: ZIP files, each entry is named by the SHA-256 of its content
     objects/blobs/            large contents, as they are
-    objects/views/            a table of the runs, derived from the rest: Parquet
+    objects/views/            tables that are derived from the rest: of the runs, and where things lie: Parquet
+    objects/lists/            the list of objects of a large snapshot: JSON lines, zstd
 
 Check it. The SHA-256 of every file below objects/ is its name:
 
@@ -39,7 +42,7 @@ times, once for each state in which it was found. To read one snapshot alone, na
     zstd -dc $(jq -r '.objects[] | select(.role == "records").path' "$newest") | jq -c 'select(.kind == "run").run_id'
 
 and in DuckDB, in place of `'objects/metrics/*.parquet'` below, `read_parquet(...)` with the list that this prints (likewise
-for the roles "files", "index" and "views"):
+for the roles "files", "spans", "model_metrics" and "index"):
 
     role=metrics
     jq -c --arg role "$role" '[.objects[] | select(.role == $role).path]' "$(ls snapshots/*.json | tail -n 1)" | tr '"' "'"

@@ -36,7 +36,6 @@ def record_table(kind: str, records: Iterable[Any]) -> pa.Table:
 def unnested(table: pa.Table, column: str, keep: Sequence[str]) -> pa.Table:
     """The entries of a list column as rows: the columns ``keep`` of the row that each is from, then its own fields."""
     lists = table.column(column).combine_chunks()
-    lists = pa.concat_arrays(lists.chunks) if isinstance(lists, pa.ChunkedArray) else lists
     parents, entries = pc.list_parent_indices(lists), lists.flatten()
     kept = table.select(list(keep)).take(parents)
     fields = {field.name: entries.field(number) for number, field in enumerate(lists.type.value_type)}

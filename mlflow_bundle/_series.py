@@ -1,4 +1,4 @@
-"""Metric series as columns: their order, and the digest of each owner's (spec/v1.md, 5.1 and 8.3).
+"""Metric series as columns: their order, and the digest of each owner's (spec/v1.md, 5.2 and 8.3).
 
 Everything here works on whole columns; the only Python loops are per owner and per series, never per point.
 """
@@ -14,7 +14,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-__all__ = ["NO_SERIES", "SeriesDigester", "in_order", "key_ranks", "segments", "series_digests", "sort_series", "total_order"]
+__all__ = [
+    "NO_SERIES",
+    "SERIES_COLUMNS",
+    "SeriesDigester",
+    "in_order",
+    "key_ranks",
+    "numbers",
+    "segments",
+    "series_digests",
+    "sort_series",
+    "total_order",
+]
 
 #: The columns that a metrics table shares with the series tables of sources and targets.
 SERIES_COLUMNS: Final = ("key", "step", "timestamp", "value")
@@ -41,7 +52,8 @@ def key_ranks(keys: pa.ChunkedArray | pa.Array) -> tuple[Codes, list[str]]:
     return (ranks[codes] if len(names) else codes.astype(np.int64)), [names[i] for i in order]
 
 
-def _column(table: pa.Table, name: str) -> npt.NDArray[Any]:
+def numbers(table: pa.Table, name: str) -> npt.NDArray[Any]:
+    """A column of numbers as one array; nulls are NaN."""
     array: npt.NDArray[Any] = table.column(name).combine_chunks().to_numpy(zero_copy_only=False)
     return array
 
@@ -54,8 +66,8 @@ def sort_series(table: pa.Table) -> pa.Table:
     if table.num_rows < 2:
         return table
     ranks, names = key_ranks(table.column("key"))
-    series = _column(table, "owner").astype(np.int64) * max(len(names), 1) + ranks
-    columns = [series, _column(table, "step"), _column(table, "timestamp"), total_order(_column(table, "value"))]
+    series = numbers(table, "owner").astype(np.int64) * max(len(names), 1) + ranks
+    columns = [series, numbers(table, "step"), numbers(table, "timestamp"), total_order(numbers(table, "value"))]
     if in_order(columns):
         return table
     return table.take(pa.array(np.lexsort(columns[::-1])))
@@ -92,7 +104,7 @@ class SeriesDigester:
         """Take the next rows, a table of ``SERIES_SCHEMA`` (keys may be dictionary-encoded)."""
         if table.num_rows == 0:
             return
-        owner = _column(table, "owner")
+        owner = numbers(table, "owner")
         encoded = table.column("key").combine_chunks()
         if not pa.types.is_dictionary(encoded.type):
             encoded = encoded.dictionary_encode()
@@ -102,7 +114,7 @@ class SeriesDigester:
         lengths = np.diff(np.concatenate((starts, [len(owner)])))
         series_owners = owner[starts].tolist()
         series_names = names.take(pa.array(codes[starts])).to_pylist()
-        columns = [_column(table, name) for name in ("step", "timestamp", "value")]
+        columns = [numbers(table, name) for name in ("step", "timestamp", "value")]
         buffers = [np.ascontiguousarray(column).data.cast("B") for column in columns]
         start = 0
         for who, key, length in zip(series_owners, series_names, lengths.tolist(), strict=True):

@@ -132,8 +132,7 @@ def latest_maps(latest: pa.Table, first: int, count: int) -> pa.Array:
 
 
 def _flat(table: pa.Table, name: str) -> pa.Array:
-    column = table.column(name).combine_chunks()
-    return pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
+    return table.column(name).combine_chunks()
 
 
 def wide_runs(view: pa.Table) -> pa.Table:
@@ -149,8 +148,7 @@ def wide_runs(view: pa.Table) -> pa.Table:
 
 def _spread(view: pa.Table, column: str, prefix: str, of: Callable[[pa.Array], pa.Array]) -> dict[str, pa.Array]:
     """A map column as one column a key."""
-    maps = view.column(column).combine_chunks()
-    array = pa.concat_arrays(maps.chunks) if isinstance(maps, pa.ChunkedArray) else maps
+    array = view.column(column).combine_chunks()
     if not len(array):
         return {}
     offsets = array.offsets.to_numpy()
@@ -173,8 +171,7 @@ def _spread(view: pa.Table, column: str, prefix: str, of: Callable[[pa.Array], p
 
 def unfolded(view: pa.Table, column: str) -> pa.Table:
     """A map column as rows of ``run_id, key, value``."""
-    maps = view.column(column).combine_chunks()
-    array = pa.concat_arrays(maps.chunks) if isinstance(maps, pa.ChunkedArray) else maps
+    array = view.column(column).combine_chunks()
     lengths = np.diff(array.offsets.to_numpy())
     runs = view.column("run_id").take(pa.array(np.repeat(np.arange(len(lengths)), lengths)))
     first, last = array.offsets[0].as_py() if len(array) else 0, array.offsets[-1].as_py() if len(array) else 0

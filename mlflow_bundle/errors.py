@@ -20,7 +20,7 @@ Every error has a ``code`` (append-only, for machines), a message of one sentenc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 if TYPE_CHECKING:
     from mlflow_bundle.records import Problem
@@ -42,16 +42,21 @@ __all__ = [
 ]
 
 
+#: Names of what there is that a hint shows.
+_SHOWN: Final = 5
+
+
 class BundleError(Exception):
     """Base of all errors that this package raises on purpose."""
 
     default_code: ClassVar[str] = "error"
+    default_hint: ClassVar[str | None] = None
 
     def __init__(self, message: str, *, code: str | None = None, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.code = code or self.default_code
-        self.hint = hint
+        self.hint = hint or self.default_hint
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (type(self), self.message, self.__dict__.copy()))
@@ -72,13 +77,27 @@ class UsageError(BundleError):
 
 
 class NotFoundError(BundleError):
-    """An experiment, run, snapshot or path that does not exist. ``close`` holds names that are nearly the same."""
+    """An experiment, run, snapshot or path that does not exist.
+
+    ``close`` holds names that are nearly the same; where there are none and no ``hint``, ``known`` is what there is.
+    """
 
     default_code = "not-found"
 
-    def __init__(self, message: str, *, code: str | None = None, hint: str | None = None, close: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        hint: str | None = None,
+        close: Sequence[str] = (),
+        known: Sequence[str] = (),
+    ) -> None:
         if close and hint is None:
             hint = "did you mean " + ", ".join(repr(name) for name in close) + "?"
+        elif known and hint is None:
+            hint = "there are " if len(known) > 1 else "there is only "
+            hint += ", ".join(repr(name) for name in known[:_SHOWN]) + (", ..." if len(known) > _SHOWN else "")
         super().__init__(message, code=code, hint=hint)
         self.close = tuple(close)
 
@@ -99,6 +118,7 @@ class CorruptError(BundleError):
     """Stored bytes do not match their digest, or do not decode as the specification says."""
 
     default_code = "corrupt"
+    default_hint = "`mlflow-bundle verify` lists what is damaged; take it from a copy"
 
 
 class LimitError(BundleError):

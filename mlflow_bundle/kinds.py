@@ -11,7 +11,7 @@ from msgspec import UNSET, UnsetType
 
 from mlflow_bundle import entities as e
 
-__all__ = ["KINDS", "NO_TIME", "Kind", "OrderKey", "Reference", "order_key", "record_id"]
+__all__ = ["KINDS", "NO_TIME", "PARENT_TAG", "PROMPT_TAG", "Kind", "OrderKey", "Reference", "order_key", "record_id"]
 
 OrderKey = tuple[int, str]
 #: A kind and the id of one of its records.
@@ -19,6 +19,9 @@ Reference = tuple[str, str]
 
 #: Stands for an absent time in order keys: entities without one come last.
 NO_TIME: Final = 2**53 - 1
+#: The tag of a run that names its parent, and the one that makes a registered model or a version a prompt.
+PARENT_TAG: Final = "mlflow.parentRunId"
+PROMPT_TAG: Final = "mlflow.prompt.is_prompt"
 #: Names of the tables that records own, as in their key_value_metadata.
 _METRICS, _MODEL_METRICS, _SPANS, _FILES = "metrics/1", "model_metrics/1", "spans/1", "files/1"
 
@@ -67,7 +70,7 @@ def _some(kind: str, *ids: str | UnsetType) -> list[Reference]:
 
 
 def _of_run(run: e.Run) -> list[Reference]:
-    parents = [tag.value for tag in run.tags if tag.key == "mlflow.parentRunId"]
+    parents = [tag.value for tag in run.tags if tag.key == PARENT_TAG]
     models = [*(link.model_id for link in run.model_inputs), *(link.model_id for link in run.model_outputs)]
     return [("experiment", run.experiment_id), *_some("run", *parents), *_some("logged_model", *models)]
 
@@ -76,7 +79,7 @@ def _of_version(version: e.ModelVersion) -> list[Reference]:
     if version.current_stage == "Deleted_Internal":  # what it named, MLflow has blanked out
         return [("registered_model", _in_workspace(version.name, version.workspace))]
     source = version.source if isinstance(version.source, str) else ""
-    model = source.removeprefix("models:/") if source.startswith("models:/m-") else UNSET
+    model = source.removeprefix("models:/").partition("/")[0] if source.startswith("models:/m-") else UNSET
     return [
         ("registered_model", _in_workspace(version.name, version.workspace)),
         *_some("run", version.run_id),

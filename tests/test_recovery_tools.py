@@ -13,7 +13,9 @@ import duckdb
 import pytest
 
 import mlflow_bundle as bundle
+from mlflow_bundle import _layout
 from mlflow_bundle._readme import BUNDLE_README
+from mlflow_bundle._table_specs import TABLES
 from tests.fixtures.content import ContentSummary
 
 
@@ -69,9 +71,10 @@ def one_block_command(archive: Path, word: str, **values: str) -> str:
 
 
 def test_the_readme_lists_every_folder_of_the_bundle(archive: Path) -> None:
-    """Whatever lies in the bundle is explained."""
+    """Whatever lies in a bundle, this one or another, is explained."""
     listing = blocks(archive)[0]
-    roles = {path.name for path in (archive / "objects").iterdir()}
+    roles = {spec.role for spec in TABLES.values()} | {_layout.RECORDS, _layout.LISTS, _layout.PACKS, _layout.BLOBS}
+    assert {path.name for path in (archive / "objects").iterdir()} <= roles
     assert {role for role in roles if f"objects/{role}/" in listing} == roles
     assert {"mlflow-bundle.json", "snapshots/*.json"} <= set(listing.split())
 

@@ -40,7 +40,7 @@ def _duckdb() -> ModuleType:
         import duckdb  # noqa: PLC0415 - optional, and reading without SQL must not pay for it
     except ImportError as error:
         raise UnsupportedError(
-            "SQL needs DuckDB, which is not installed", code="missing-package", hint="pip install 'mlflow-bundle[query]'"
+            "SQL needs DuckDB, which is not installed", code="missing-package", hint="pip install duckdb"
         ) from error
     module: ModuleType = duckdb
     return module
@@ -210,7 +210,7 @@ def _explained(duckdb: ModuleType, error: Exception) -> Exception:
         )
     if isinstance(error, duckdb.OutOfMemoryException):
         return UsageError(sentence, code="sql", hint="ask for less, or raise DuckDB's memory_limit")
-    found = UsageError(sentence, code="sql", hint=hint)
+    found = UsageError(sentence, code="sql", hint=hint or "`show tables` lists the views, `describe VIEW` the columns of one")
     if place:
         found.add_note(f"LINE {place}")
     return found

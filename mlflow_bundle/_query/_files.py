@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from mlflow_bundle._query._columns import identifier, literal
 from mlflow_bundle._query._connect import sql_errors
 from mlflow_bundle._query._views import VIEWS
-from mlflow_bundle.errors import UsageError
+from mlflow_bundle.errors import StorageError, UsageError
 
 __all__ = ["export_tables", "write_parquet"]
 
@@ -23,7 +23,8 @@ def write_parquet(table: pa.Table, place: Path) -> None:
     """Write a result as a new Parquet file.
 
     Raises:
-        UsageError: there is a file already, or the folder is missing or cannot be written, or Parquet has no such type.
+        UsageError: there is a file already, or the folder is missing, or Parquet has no such type.
+        StorageError: the folder cannot be written.
     """
     with _new(place) as unfinished:
         try:
@@ -36,8 +37,8 @@ def export_tables(connection: Any, place: Path) -> list[str]:
     """Write all views of a connection as tables of a new DuckDB file. Returns their names.
 
     Raises:
-        UsageError: there is a file already, or the folder is missing or cannot be written.
-        StorageError: an object cannot be read.
+        UsageError: there is a file already, or the folder is missing.
+        StorageError: an object cannot be read, or the folder cannot be written.
     """
     with _new(place) as unfinished:
         with sql_errors():
@@ -65,9 +66,10 @@ def _new(place: Path) -> Iterator[Path]:
         yield unfinished
         unfinished.replace(place)
     except OSError as error:
-        raise UsageError(
+        raise StorageError(
             f"{place} cannot be written: {error.strerror or error}", hint="choose another name or folder"
         ) from error
     finally:
         for left in (unfinished, unfinished.with_name(f"{unfinished.name}.wal")):
-            left.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # of a place that takes no files at all: the sentence above says so
+                left.unlink(missing_ok=True)

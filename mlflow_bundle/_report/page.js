@@ -87,7 +87,10 @@
   const keys = [...curves.keys()].sort();
   const first = keys.reduce((best, key) => (best !== undefined && longest(best) >= longest(key) ? best : key), undefined);
   keys.forEach((key) => option(byId("metric"), key, key, key === first));
-  const common = { animation: false, grid: { left: 70, right: 30, top: 50, bottom: 60 }, legend: { type: "scroll", top: 6 } };
+  const common = { animation: false, grid: { left: 70, right: 40, top: 72, bottom: 60 }, legend: { type: "scroll", top: 6 } };
+  // Steps of the golden angle: as many colours as there are series, and neighbours far apart.
+  const colours = (count) => Array.from({ length: count }, (_, place) =>
+    `hsl(${Math.round(215 + place * 137.508) % 360}, 65%, ${[45, 62, 33][place % 3]}%)`);
   const tooltip = { renderMode: "richText", confine: true };
   const curveChart = echarts.init(byId("curve-chart"));
   const chosenRuns = () => {
@@ -102,7 +105,7 @@
       return { type: "line", name: count > points.length ? `${name} (${points.length} of ${count})` : name, data: points, showSymbol: points.length < 40, connectNulls: false };
     }));
     curveChart.setOption({
-      ...common, series, tooltip: { ...tooltip, trigger: "axis" }, dataZoom: [{ type: "inside" }, { type: "slider", height: 18, bottom: 8 }],
+      ...common, series, color: colours(series.length), tooltip: { ...tooltip, trigger: "axis" }, dataZoom: [{ type: "inside" }, { type: "slider", height: 18, bottom: 8 }],
       xAxis: { type: "value", name: "step", min: "dataMin", max: "dataMax" }, yAxis: { type: byId("log").checked ? "log" : "value", scale: true },
     }, true);
   };
@@ -124,7 +127,7 @@
     }
     const name = (select) => (select.selectedOptions[0] ? select.selectedOptions[0].textContent.replace(/^(param|metric) /, "") : "");
     compareChart.setOption({
-      ...common, tooltip: { ...tooltip, trigger: "item", formatter: (point) => `${point.value[2]}\n${point.value[0]}, ${point.value[1]}` },
+      ...common, color: colours(groups.size), tooltip: { ...tooltip, trigger: "item", formatter: (point) => `${point.value[2]}\n${point.value[0]}, ${point.value[1]}` },
       xAxis: { type: onScale ? "value" : "category", scale: true, name: name(byId("x")), nameLocation: "middle", nameGap: 32 },
       yAxis: { type: "value", scale: true, name: name(byId("y")) },
       series: [...groups].map(([group, points]) => ({ type: "scatter", name: group, data: points, symbolSize: 9 })),

@@ -154,6 +154,11 @@ class Staged(io.RawIOBase):
         return self._hash.hexdigest()
 
     def write(self, data: ReadableBuffer, /) -> int:
+        """Append bytes; how many there were.
+
+        Raises:
+            StorageError: the disk is full or failed.
+        """
         view = memoryview(data).cast("B")
         with self._writing():
             self._file.write(view)
@@ -165,6 +170,7 @@ class Staged(io.RawIOBase):
         return True
 
     def tell(self) -> int:
+        """The bytes written so far."""
         return self.size
 
     def flush(self) -> None:
@@ -242,7 +248,8 @@ def checked_path(path: str) -> str:
 
 def missing(path: str, url: str) -> NotFoundError:
     """The error for a file that is not there."""
-    return NotFoundError(f"{path} is missing in {url}", code="object-missing")
+    hint = "`mlflow-bundle verify` lists what is missing; take it from a copy"
+    return NotFoundError(f"{path} is missing in {url}", code="object-missing", hint=hint)
 
 
 def damaged(path: str, url: str, *, found: int, expected: int) -> StorageError:
@@ -260,6 +267,8 @@ _KNOWN: Final = {
     errno.EDQUOT: ("no-space", "the disk quota is used up", "free some space and run again"),
     errno.EFBIG: ("no-space", "the file is larger than this place allows", "choose another place, or raise the limit"),
     errno.EROFS: ("read-only", "this place is read-only", "choose a place that can be written"),
+    errno.ENOTDIR: ("not-a-folder", "part of the path is a file", "check the path, or choose another place"),
+    errno.EEXIST: ("not-a-folder", "part of the path is a file", "check the path, or choose another place"),
     errno.EACCES: ("permission", "access is denied", "check the permissions, or give other credentials"),
     errno.EPERM: ("permission", "access is denied", "check the permissions, or give other credentials"),
 }
@@ -275,5 +284,6 @@ def storage_error(error: Exception, doing: str) -> StorageError:
     if known is not None:
         code, what, hint = known
         return StorageError(f"cannot {doing}: {what}", code=code, hint=hint)
-    said = redact_uri(" ".join(str(error).split())) or type(error).__name__
-    return StorageError(f"cannot {doing}: {said}")
+    plain = error.strerror if isinstance(error, OSError) and error.filename is not None else None
+    said = redact_uri(" ".join((plain or str(error)).split())) or type(error).__name__
+    return StorageError(f"cannot {doing}: {said}", hint="check the place, then run again")

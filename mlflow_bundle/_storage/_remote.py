@@ -112,6 +112,8 @@ def filesystem_of(url: str, options: Mapping[str, Any]) -> tuple[fsspec.Abstract
     shown = redact_uri(url)
     try:
         fs, root = url_to_fs(url, **{**options, "skip_instance_cache": True})
+        if "s3" in protocols_of(fs):
+            fs.connect()  # looks at the options, which would be wrong at the first request only; asks no server
     except ImportError as error:
         raise UsageError(
             f"{shown} needs a package that is not installed: {error}", code="missing-package", hint="install it with pip"
@@ -295,7 +297,10 @@ class RemoteStorage(Storage):
                 yield
             except _ABSENT as error:
                 if _s3_code(error) == "NoSuchBucket":
-                    raise BundleNotFoundError(f"the bucket of {self.url} does not exist", code="bucket-missing") from error
+                    what = f"the bucket of {self.url} does not exist"
+                    raise BundleNotFoundError(
+                        what, code="bucket-missing", hint="check the URL, or create the bucket"
+                    ) from error
                 raise missing(path, self.url) from error
 
     @contextlib.contextmanager

@@ -59,14 +59,12 @@ class Findings:
         id: str = "",  # noqa: A002
         path: str = "",
         runs: Iterable[str] = (),
-        experiments: Iterable[str] = (),
     ) -> None:
         """Note one finding. Of several with one code in one object, the first speaks and all are counted."""
         assert code in CODES, code
         group = self._groups.setdefault((code, object, kind), _Group(message, id, path))
         group.count += 1
         group.runs.update(dict.fromkeys(runs))
-        group.experiments.update(dict.fromkeys(experiments))
 
     def fail(self, error: BundleError, *, object: str, default: str = "E022") -> None:  # noqa: A002
         """Note an error that kept an object from being read."""

@@ -65,7 +65,7 @@ class Objects:
         return self._each(refs, findings, self.limits.records_bytes, self._records)
 
     def views(self, refs: Sequence[ObjectRef], findings: Findings) -> Iterator[tuple[ObjectRef, ViewFacts | None]]:
-        """What runs views say."""
+        """What views say."""
         return self._each(refs, findings, self.limits.table_bytes, self._views)
 
     def series(self, refs: Sequence[ObjectRef], findings: Findings) -> Iterator[tuple[ObjectRef, OwnerFacts | None]]:

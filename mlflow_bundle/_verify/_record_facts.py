@@ -88,7 +88,7 @@ class RecordFacts:
 
 @dataclass(frozen=True)
 class ViewFacts:
-    """A runs view. ``table`` has the columns that say where things lie, and the digests ``shown`` and ``latest``."""
+    """A view. ``table`` has the columns that say where things lie, and of runs the digests ``shown`` and ``latest``."""
 
     rows: int
     table: pa.Table

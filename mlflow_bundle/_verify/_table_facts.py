@@ -258,7 +258,6 @@ def row_facts(path: str, file: Any, spec: TableSpec, *, kind: str, findings: Fin
 def _pairs_of(owner: npt.NDArray[np.int32], names: pa.ChunkedArray) -> Iterator[tuple[int, str]]:
     """(owner, text) at each change of either."""
     encoded = names.unify_dictionaries().combine_chunks()
-    encoded = pa.concat_arrays(encoded.chunks) if isinstance(encoded, pa.ChunkedArray) else encoded
     codes = encoded.indices.to_numpy(zero_copy_only=False)
     changes = np.flatnonzero((np.diff(owner) != 0) | (np.diff(codes) != 0)) + 1
     for row in (0, *changes.tolist()):

@@ -135,7 +135,7 @@ def _invoke(arguments: Sequence[str], state: State) -> int:
         raise
     except OSError as error:
         name = f": {error.filename}" if error.filename else ""
-        _report(state, "os", f"{error.strerror or error}{name}")
+        _report(state, "os", f"{error.strerror or error}{name}", hint="check that place, then run again")
         return FAILED
     except Exception as error:  # noqa: BLE001 - the last resort of a command: a sentence instead of a traceback
         hint = "this is a defect of mlflow-bundle; --debug shows more"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from typing import Any, Final
 
+import click
 import msgspec
+from click.shell_completion import CompletionItem
 from msgspec import UNSET
 
 from mlflow_bundle._bundle import Bundle
@@ -14,13 +17,36 @@ from mlflow_bundle.errors import NotFoundError
 from mlflow_bundle.kinds import KINDS, Kind
 from mlflow_bundle.records import Record
 
-__all__ = ["KIND_NAMES", "entity_document", "entity_entries", "print_entities", "print_entity"]
+__all__ = ["KIND_NAMES", "KindName", "entity_document", "entity_entries", "print_entities", "print_entity"]
 
 _FIRST: Final = ("experiment", "run")
 KIND_NAMES: Final = tuple(name for name in KINDS if name not in _FIRST)
 #: Members that name an entity for people, the first that it has.
 _NAMES: Final = ("name", "scorer_name", "secret_name", "server_name", "client_request_id")
 _STATES: Final = ("state", "status", "current_stage", "lifecycle_stage")
+
+
+class KindName(click.types.StringParamType):
+    """The name of a kind; a wrong one is answered with those that are nearly the same, else with all."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The name as it is."""
+        if value not in KIND_NAMES:
+            self.fail(_no_kind(value), param, ctx)
+        return value
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """The kinds that begin so."""
+        del ctx, param
+        return [CompletionItem(name) for name in KIND_NAMES if name.startswith(incomplete)]
+
+
+def _no_kind(name: str) -> str:
+    if name in _FIRST:
+        return f"{name!r} is listed without --kind: `ls BUNDLE` and `ls BUNDLE EXPERIMENT`"
+    close = difflib.get_close_matches(name, KIND_NAMES, n=3)
+    known = f"did you mean {' or '.join(map(repr, close))}?" if close else f"the kinds are {', '.join(KIND_NAMES)}"
+    return f"there is no kind {name!r}; {known}"
 
 
 def entity_entries(archive: Bundle, name: str) -> list[dict[str, Any]]:

@@ -166,7 +166,7 @@ def _pairs(texts: Iterable[str], option: str) -> Iterable[tuple[str, str]]:
     for text in texts:
         key, equals, value = text.partition("=")
         if not key or not equals:
-            raise UsageError(f"{option} {text!r} is not of the form KEY=VALUE")
+            raise UsageError(f"{option} {text!r} is not of the form KEY=VALUE", hint=f"for example {option} anon=true")
         yield key, value
 
 
@@ -190,7 +190,7 @@ def renames_of(texts: Iterable[str], names: Callable[[], Iterable[str]]) -> dict
             known = max((name for name in names() if text.startswith(name + "=")), key=len, default=old)
             old, new = known, text[len(known) + 1 :]
         if not (old and equals and new):
-            raise UsageError(f"--rename {text!r} is not of the form OLD=NEW")
+            raise UsageError(f"--rename {text!r} is not of the form OLD=NEW", hint="for example --rename churn=churn-2025")
         if old in renames:
             raise UsageError(f"--rename names {old!r} twice")
         renames[old] = new

@@ -106,7 +106,12 @@ class Catalog:
         if run is None:
             wanted = rest.partition("/")[0]
             close = _close(wanted, (run["run_name"] for run in runs))
-            raise NotFoundError(f"no run {wanted!r} in experiment {experiment['name']!r}", code="run-not-found", close=close)
+            raise NotFoundError(
+                f"no run {wanted!r} in experiment {experiment['name']!r}",
+                code="run-not-found",
+                close=close,
+                known=[run["run_name"] or run["run_id"] for run in runs],
+            )
         return self._inside(experiment, run, inner)
 
     def _experiment(self, path: str) -> tuple[Row | None, str]:
@@ -149,8 +154,9 @@ class Catalog:
         inner = inner.rstrip("/")
         below = [file for file in files if not inner or file.path.startswith(inner + "/")]
         if inner and not below:
-            close = [f"{ARTIFACTS}/{path}" for path in _close(inner, (file.path for file in files))]
-            raise NotFoundError(f"run {run['run_id']} has no file {inner!r}", code="file-not-found", close=close)
+            paths = [file.path for file in files]
+            close, known = ([f"{ARTIFACTS}/{path}" for path in some] for some in (_close(inner, paths), paths))
+            raise NotFoundError(f"run {run['run_id']} has no file {inner!r}", code="file-not-found", close=close, known=known)
         return Place(experiment=experiment, run=run, inner=inner, files=below)
 
     def files(self, run_id: str) -> list[FileEntry]:
@@ -165,7 +171,7 @@ class Catalog:
         )
         hint = (
             "`mlflow-bundle ls` lists the experiments, `mlflow-bundle ls --kind` the entities of other kinds; "
-            "a run is named by its id or its first characters"
+            "a run is named by its id or the first characters of it, at least four"
         )
         return NotFoundError(
             f"no experiment or run {wanted!r} in this snapshot",

@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 
 from mlflow_bundle._bundle import Bundle, open_bundle
-from mlflow_bundle.cli._kinds import KIND_NAMES, entity_entries, print_entities
+from mlflow_bundle.cli._kinds import KIND_NAMES, KindName, entity_entries, print_entities
 from mlflow_bundle.cli._options import bundle_argument, common, options_of, pass_state, snapshot_option, storage_option
 from mlflow_bundle.cli._output import State, bytes_text, clean, plain, table, time_text
 from mlflow_bundle.cli._paths import ARTIFACTS, Catalog, FileEntry, Place, Row
@@ -25,7 +25,7 @@ _SHORT_ID: Final = 8
 @click.command()
 @bundle_argument
 @click.argument("path", metavar="[PATH]", default="")
-@click.option("--kind", metavar="KIND", type=click.Choice(KIND_NAMES), help=f"The entities of a kind: {', '.join(KIND_NAMES)}.")
+@click.option("--kind", metavar="KIND", type=KindName(), help=f"The entities of a kind: {', '.join(KIND_NAMES)}.")
 @click.option("--tree", is_flag=True, help="Everything below PATH: runs below their parents, files below their folders.")
 @click.option("-l", "--long", is_flag=True, help="States, times (UTC), counts and sizes too.")
 @snapshot_option

@@ -79,6 +79,8 @@ class BundleArtifactRepository(ArtifactRepository):  # type: ignore[misc]
             return fs, _unfolded(posixpath.join((served[2] or "").strip("/"), below))
         if at := _AT_SNAPSHOT.fullmatch(uri):
             return _file_system(at[3], options, at[2]), posixpath.join(at[1].strip("/"), below)
+        if "::" not in uri and path:  # MLflow cuts a URI at its last slash: before a bundle with a bare name
+            uri, path = f"{uri}/{path}", None
         inner, _, location = uri.partition("::")
         bundle, rest = _bundle_in(posixpath.join(location, path) if path else location, options)
         return _file_system(bundle, options, None, self._newest), posixpath.join(

@@ -8,20 +8,18 @@ from itertools import islice
 from typing import cast
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from mlflow_bundle._bundle import Bundle
 from mlflow_bundle.errors import UsageError
-from mlflow_bundle.records import KINDS, Experiment, Kind, Problem, Record, Run, Source, record_id
+from mlflow_bundle.records import KINDS, Experiment, Problem, Record, Run, Source, record_id
 from mlflow_bundle.tracking._filter import matching
+from mlflow_bundle.tracking._matching import matches
 from mlflow_bundle.tracking._port import ArtifactStore, EntityQuery, RunQuery
 from mlflow_bundle.tracking._select import parent_of
 
 __all__ = ["ArchiveSource"]
 
 _BATCH = 1_000
-#: The kind that the entities of a kind belong to.
-_PARENTS = {"model_version": "registered_model", "dataset_record": "evaluation_dataset"}
 
 
 class ArchiveSource:
@@ -45,8 +43,10 @@ class ArchiveSource:
     def runs(self, query: RunQuery) -> Iterator[list[Run]]:
         """The archived runs that match."""
         batch: list[Run] = []
+        experiments, ids = _as_set(query.experiment_ids), _as_set(query.run_ids)
         for run in self._all_runs():
-            if _matches(run, query):
+            asked = (experiments is None or run.experiment_id in experiments) and (ids is None or run.run_id in ids)
+            if asked and _matches(run, query):
                 batch.append(run)
                 if len(batch) == _BATCH:
                     yield self._filtered(batch, query.filter)
@@ -57,9 +57,7 @@ class ArchiveSource:
         if not filter_string:
             return runs
         latest: dict[str, dict[str, float]] = defaultdict(dict)
-        wanted = pa.array([run.run_id for run in runs], pa.string())
-        table = self._bundle.latest_metrics()
-        table = table.filter(pc.is_in(table["run_id"], value_set=wanted))
+        table = self._bundle.latest_metrics([run.run_id for run in runs])
         for run, key, value in zip(*(table[n].to_pylist() for n in ("run_id", "key", "value")), strict=True):
             latest[run][key] = value
         return matching(runs, latest, filter_string)
@@ -89,8 +87,7 @@ class ArchiveSource:
 
     def entities(self, kind: str, query: EntityQuery) -> Iterator[list[Record]]:
         """The archived records of a kind that match."""
-        wanted = _Wanted(KINDS[kind], query)
-        found = (record for record in self._bundle.records(kind) if wanted.has(record))
+        found = filter(matches(kind, query), self._bundle.records(kind))
         while batch := list(islice(found, _BATCH)):
             yield batch
 
@@ -115,36 +112,13 @@ class ArchiveSource:
 
 
 def _matches(run: Run, query: RunQuery) -> bool:
-    """Whether a run meets all conditions but the filter string. One without a start time meets no condition on it."""
+    """Whether a run meets the conditions on start time and lifecycle. One without a start time meets none on it."""
     start = run.start_time if isinstance(run.start_time, int) else None
     return (
-        (query.experiment_ids is None or run.experiment_id in query.experiment_ids)
-        and (query.run_ids is None or run.run_id in query.run_ids)
-        and (query.since is None or (start is not None and start >= query.since))
+        (query.since is None or (start is not None and start >= query.since))
         and (query.until is None or (start is not None and start <= query.until))
         and query.lifecycle in ("all", run.lifecycle_stage)
     )
-
-
-class _Wanted:
-    """Whether records of a kind match a query."""
-
-    def __init__(self, kind: Kind, query: EntityQuery) -> None:
-        self._kind = kind
-        self._experiments = _as_set(query.experiment_ids)
-        self._ids = _as_set(query.ids)
-        self._runs = None if query.run_ids is None else {("run", run) for run in query.run_ids}
-        self._parents = None if query.parents is None else {(_PARENTS.get(kind.name, ""), parent) for parent in query.parents}
-
-    def has(self, record: Record) -> bool:
-        """Whether the record meets all restrictions."""
-        kind = self._kind
-        if self._ids is not None and kind.identify(record) not in self._ids:
-            return False
-        if self._experiments is not None and self._experiments.isdisjoint(kind.experiments(record)):
-            return False
-        named = [one for one in (self._runs, self._parents) if one is not None]
-        return not named or all(not one.isdisjoint(kind.references(record)) for one in named)
 
 
 def _as_set(values: Sequence[str] | None) -> set[str] | None:

@@ -7,28 +7,17 @@ from typing import Any, Final
 from msgspec import UNSET
 
 from mlflow_bundle._differences import PRESENT, differing_leaves
-from mlflow_bundle.records import Record, Run
+from mlflow_bundle.records import Record
 
-__all__ = ["record_differences", "run_differences"]
+__all__ = ["record_differences"]
 
 #: Characters of a value that are shown.
 SHOWN: Final = 60
 
 
-def run_differences(expected: Run, actual: Run) -> list[str]:
-    """One sentence for every attribute, param, tag and dataset input that differs; empty when the runs say the same.
-
-    The order of params, tags and inputs means nothing. An absent attribute differs from every value.
-    """
-    return _differences(expected, actual)
-
-
 def record_differences(expected: Record, actual: Record) -> list[str]:
-    """One sentence for everything that differs between two records of one kind."""
-    return _differences(expected, actual)
-
-
-def _differences(expected: Record, actual: Record) -> list[str]:
+    """One sentence for every attribute, param, tag or item that differs between two records of one kind; empty when they say
+    the same. The order of lists means nothing. An absent attribute differs from every value."""
     return [_sentence(*leaf) for leaf in differing_leaves(expected, actual)]
 
 

@@ -24,7 +24,7 @@ from mlflow_bundle._storage import Storage, open_storage
 from mlflow_bundle._storage._overlay import OverlayStorage
 from mlflow_bundle.errors import UsageError
 from mlflow_bundle.tracking._connect import connect_source, is_database, is_file_store, resolve_tracking_uri
-from mlflow_bundle.tracking._pack import PackOptions, pack_into
+from mlflow_bundle.tracking._pack import PackOptions, pack_into, workers_of
 from mlflow_bundle.tracking._select import Selection
 
 __all__ = ["diff"]
@@ -98,7 +98,7 @@ class _Live:
             artifact_storage_options=self._options,
             jobs=self._jobs,
         )
-        options = PackOptions(callback=self._callback, workers=self._jobs or min(8, 2 + (os.cpu_count() or 1)))
+        options = PackOptions(callback=self._callback, workers=workers_of(self._jobs))
         with tempfile.TemporaryDirectory(prefix="mlflow-bundle-") as folder, open_storage(folder) as above:
             storage = above if over is None else OverlayStorage(over.storage, above)
             with closing(source):

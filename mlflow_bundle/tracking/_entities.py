@@ -16,7 +16,7 @@ from mlflow_bundle.tracking._batches import batches, planned
 from mlflow_bundle.tracking._content_digest import ContentDigests
 from mlflow_bundle.tracking._gather import Gathered
 from mlflow_bundle.tracking._left_out import LeftOut, name_collisions
-from mlflow_bundle.tracking._port import LEFT_OUT, ROW_SCHEMAS, EntityResult, IdMap, MlflowTarget, RestoreOptions
+from mlflow_bundle.tracking._port import CANNOT_HOLD, LEFT_OUT, ROW_SCHEMAS, EntityResult, IdMap, MlflowTarget, RestoreOptions
 from mlflow_bundle.tracking._workspaces import Homes
 
 __all__ = ["EntityOutcome", "EntityRestore", "entity_problems", "in_restore_order"]
@@ -117,7 +117,7 @@ def _row_problems(archive: Bundle, gathered: Gathered, target: MlflowTarget, lef
                 for owner, start, end in segments(rows.column("owner").combine_chunks().to_numpy()) if limits(rows) else ():
                     for sentence in limits(rows.slice(start, end - start)):
                         message = f"{kind.replace('_', ' ')} {ids[owner]}: {sentence}"
-                        yield Problem(code="cannot-hold", kind=kind, id=ids[owner], message=message)
+                        yield Problem(code=CANNOT_HOLD, kind=kind, id=ids[owner], message=message)
 
 
 def _taken(target: MlflowTarget, record: Record, experiment_id: str) -> list[Problem]:

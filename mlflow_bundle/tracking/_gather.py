@@ -1,4 +1,4 @@
-"""Which entities of the other kinds go along with the selected experiments and runs (spec/v1.md, 7).
+"""Which entities of the other kinds go along with the selected experiments and runs.
 
 Kinds are read from the last rank to the first: what refers comes before what it refers to, so that, with a server that is
 being written to, whatever a record names is either there when its kind is read or was gone already.
@@ -19,8 +19,8 @@ from mlflow_bundle._parallel import prefetch
 from mlflow_bundle._spool import LineSpool
 from mlflow_bundle.entities import Experiment, LoggedModel, ModelVersion, Record, RegisteredModel, Run
 from mlflow_bundle.errors import NotFoundError
-from mlflow_bundle.kinds import KINDS, Kind, order_key, record_id
-from mlflow_bundle.tracking._port import EntityQuery, MlflowSource
+from mlflow_bundle.kinds import KINDS, PROMPT_TAG, Kind, order_key, record_id
+from mlflow_bundle.tracking._port import PARENTS, EntityQuery, MlflowSource
 from mlflow_bundle.tracking._select import Selected, Selection, select
 
 __all__ = ["Collected", "Gathered", "collect"]
@@ -28,10 +28,6 @@ __all__ = ["Collected", "Gathered", "collect"]
 _FIRST: Final = ("experiment", "run")
 #: After a batch of so many records the next ones are read meanwhile.
 _MANY: Final = 500
-#: Kinds that belong to an entity of another kind, and go wherever that goes.
-_PARTS: Final = {"model_version": "registered_model", "dataset_record": "evaluation_dataset"}
-#: What MLflow marks a prompt with.
-PROMPT_TAG: Final = "mlflow.prompt.is_prompt"
 
 
 class Gathered:
@@ -187,10 +183,10 @@ def gather(
     gathered = Gathered()
     try:
         for kind in sorted((KINDS[name] for name in source.kinds()), key=lambda kind: -kind.rank):
-            if kind.name in _FIRST or kind.name in _PARTS:
+            if kind.name in _FIRST or kind.name in PARENTS:
                 continue
             queries = list(_queries(kind, selection, experiment_ids, run_ids, needed))
-            parts = [KINDS[name] for name, whole in _PARTS.items() if whole == kind.name and name in source.kinds()]
+            parts = [KINDS[name] for name, whole in PARENTS.items() if whole == kind.name and name in source.kinds()]
             if queries == [EntityQuery()]:
                 for part in parts:
                     gathered.take(part.name, source.entities(part.name, EntityQuery()), progress)

@@ -12,14 +12,14 @@ from mlflow_bundle.entities import Record
 from mlflow_bundle.kinds import KINDS, Reference, record_id
 from mlflow_bundle.records import Problem
 from mlflow_bundle.tracking._gather import Gathered
+from mlflow_bundle.tracking._port import PARENTS
 from mlflow_bundle.tracking._workspaces import Homes, Named
 
 __all__ = ["LeftOut", "name_collisions"]
 
 #: Kinds that belong to an entity of another kind and cannot be without it.
 _OWNERS: Final = {
-    "model_version": "registered_model",
-    "dataset_record": "evaluation_dataset",
+    **PARENTS,
     "mcp_server_version": "mcp_server",
     "mcp_access_endpoint": "mcp_server",
 }

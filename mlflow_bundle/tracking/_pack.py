@@ -34,7 +34,7 @@ from mlflow_bundle.tracking._port import ROW_SCHEMAS, MlflowSource
 from mlflow_bundle.tracking._select import Lifecycle, Moment, Selection
 from mlflow_bundle.tracking.artifacts._local import local_path
 
-__all__ = ["PackOptions", "PackReport", "pack", "pack_into"]
+__all__ = ["PackOptions", "PackReport", "pack", "pack_into", "workers_of"]
 
 _OWNERS: Final = 500
 #: Logged models or traces whose rows are asked for at once.
@@ -100,7 +100,7 @@ def pack(
     targets: Targets = WRITER_TARGETS,
     limits: Limits = DEFAULT_LIMITS,
 ) -> PackReport:
-    """Archive what an MLflow server or database holds, or a selection of it, as one more snapshot of a bundle.
+    """Archive what an MLflow server, database or file store holds, or a selection of it, as one more snapshot of a bundle.
 
     ``experiment`` is a name, an id, a glob over names, or several; nothing means everything. ``run``, ``filter`` (an MLflow
     filter string), ``since`` and ``until`` (start times, both inclusive; UTC unless they say otherwise) and
@@ -115,7 +115,9 @@ def pack(
     one it is ``./<experiment>.mlbundle``. An existing bundle gets one more snapshot, and only what is new is
     written. ``full`` reads every metric and file again instead of trusting counts and file stamps of the last snapshot.
 
-    ``artifacts_destination`` says where a server keeps what it calls ``mlflow-artifacts:``, for a database read directly.
+    ``artifacts_destination`` says where a server keeps what it calls ``mlflow-artifacts:``, for a database read directly;
+    ``artifact_storage_options`` are fsspec's for the files of runs and models. ``jobs`` is how many requests and files are
+    under way at a time. ``callback`` has a branch for each part of the work, such as ``runs``, ``points`` and ``files``.
 
     Raises:
         IncompleteError: something in scope could not be read, and ``allow_partial`` was not given. Nothing was committed.
@@ -137,7 +139,6 @@ def pack(
     )
     uri = resolve_tracking_uri(tracking_uri)
     place = os.fspath(bundle) if bundle is not None else _default_place(selection)
-    workers = jobs or min(8, 2 + (os.cpu_count() or 1))
     with ExitStack() as stack:
         source = stack.enter_context(
             closing(
@@ -153,8 +154,13 @@ def pack(
         def create() -> Storage:
             return stack.enter_context(closing(open_storage(place, storage_options=storage_options, create=True)))
 
-        options = PackOptions(allow_partial, full, callback, targets, limits, workers)
+        options = PackOptions(allow_partial, full, callback, targets, limits, workers_of(jobs))
         return pack_into(create, source, selection, options, started=started)
+
+
+def workers_of(jobs: int | None) -> int:
+    """How many files are read at a time, where ``jobs`` does not say so."""
+    return jobs or min(8, 2 + (os.cpu_count() or 1))
 
 
 def pack_into(
@@ -224,7 +230,7 @@ def _refuse_partial(problems: Sequence[Problem], *, allow_partial: bool) -> None
 
 
 class _Work:
-    """The passes of one pack, in order: runs, then series, then files."""
+    """The passes of one pack, in order: records, then series, then other rows, then files."""
 
     def __init__(self, source: MlflowSource, packer: Packer, callback: Callback, targets: Targets, workers: int) -> None:
         self._source, self._packer, self._callback = source, packer, callback

@@ -70,6 +70,8 @@ class Plan:
     notes: list[str]
     digests: ContentDigests
     _runs: LineSpool
+    #: The runs at the target that come from the archive, by archived id.
+    _there: dict[str, RestoredRun] = field(default_factory=dict)
 
     def runs(self) -> Iterator[Run]:
         """The selected runs whose experiment can be placed, in archive order; may be asked for several times, in turn."""
@@ -84,8 +86,13 @@ class Plan:
 
     def there(self, run_id: str) -> RestoredRun | None:
         """The run at the target that comes from this archived run."""
-        found = (placement.there.get(run_id) for placement in self.placements.values())
-        return next((run for run in found if run is not None), None)
+        return self._there.get(run_id)
+
+    def note_there(self, placement: Placement, runs: Mapping[str, RestoredRun]) -> None:
+        """Keep which runs are in an experiment at the target already, by archived id."""
+        placement.there = dict(runs)
+        for source_id, run in runs.items():
+            self._there.setdefault(source_id, run)
 
     def is_current(self, run: Run) -> bool:
         """Whether an earlier restore finished this run, with the content that it has in this snapshot."""
@@ -194,7 +201,10 @@ def _renamed(experiments: Sequence[Experiment], rename: Mapping[str, str]) -> di
         if old not in known:
             close = difflib.get_close_matches(old, known, n=3, cutoff=0.5)
             raise NotFoundError(
-                f"cannot rename {old!r}: no such experiment is selected", code="experiment-not-found", close=close
+                f"cannot rename {old!r}: no such experiment is selected",
+                code="experiment-not-found",
+                close=close,
+                known=[e.name for e in experiments],
             )
     names = {e.experiment_id: rename.get(in_place[e.experiment_id], rename.get(e.name, e.name)) for e in experiments}
     places = Counter((e.workspace or DEFAULT_WORKSPACE, names[e.experiment_id]) for e in experiments)
@@ -285,7 +295,7 @@ def _find_restored(plan: Plan, target: MlflowTarget) -> None:
     for placement in plan.placements.values():
         wanted = [*by_experiment.get(placement.experiment.experiment_id, ()), *outside]
         if placement.existing is not None and wanted:
-            placement.there = dict(target.restored_runs(placement.existing.experiment_id, wanted))
+            plan.note_there(placement, target.restored_runs(placement.existing.experiment_id, wanted))
 
 
 def _note_missing_parents(plan: Plan) -> None:

@@ -4,7 +4,7 @@ Experiments and runs, which have filters, series and merging, have methods of th
 one road: ``entities`` and ``rows`` on the way out, ``cannot_hold`` and ``restore_entities`` on the way in.
 
 A source turns a server or a database into records, columns of metric points, and files; a target does the reverse.
-``SeriesBatch`` tables travel between them: columns ``owner`` (int32, index into the run ids that were asked for), ``key``
+Tables of ``SERIES_SCHEMA`` travel between them: columns ``owner`` (int32, index into the run ids that were asked for), ``key``
 (string), ``step`` (int64), ``timestamp`` (int64, milliseconds), ``value`` (double), sorted by owner, key (bytes), step,
 timestamp, value (IEEE 754 totalOrder: -0.0 before 0.0, NaN last). One owner may span several tables; its rows never interleave.
 """
@@ -22,7 +22,11 @@ from mlflow_bundle._table_specs import TABLES
 from mlflow_bundle.records import Experiment, KeyValue, Problem, Record, Run, Source
 
 __all__ = [
+    "CANNOT_HOLD",
+    "DIFFERS",
     "LEFT_OUT",
+    "NOT_RESTORED",
+    "PARENTS",
     "ROW_ORDER",
     "ROW_SCHEMAS",
     "SERIES_SCHEMA",
@@ -42,6 +46,7 @@ __all__ = [
     "RunQuery",
     "RunResult",
     "TargetExperiment",
+    "run_problem",
 ]
 
 SERIES_SCHEMA: Final = pa.schema(
@@ -70,6 +75,14 @@ ROW_SCHEMAS: Final[Mapping[str, pa.Schema]] = {name: _owned(name) for name in ("
 #: The order of an owner's rows: model metrics by key (bytes), step, timestamp, run id (bytes); spans by start, span id (bytes).
 ROW_ORDER: Final[Mapping[str, tuple[str, ...]]] = {name: TABLES[name].order for name in ROW_SCHEMAS}
 
+#: Kinds that belong to an entity of another kind and can be asked for by that (``EntityQuery.parents``).
+PARENTS: Final = {"model_version": "registered_model", "dataset_record": "evaluation_dataset"}
+
+#: The code of a problem about something that the target cannot hold.
+CANNOT_HOLD: Final = "cannot-hold"
+#: The codes of problems of what failed, and of what was read back from the target and is not what was archived.
+NOT_RESTORED: Final = "not-restored"
+DIFFERS: Final = "restored-differs"
 #: The code of a problem of ``cannot_hold`` that says that nothing of the entity can be held.
 LEFT_OUT: Final = "left-out"
 
@@ -115,7 +128,7 @@ class FileInfo:
 
 
 class ArtifactStore(Protocol):
-    """The artifact files of one run."""
+    """The artifact files of one run, logged model, trace or model version."""
 
     def walk(self) -> Iterator[FileInfo]:
         """Every file, in no particular order. An artifact root that does not exist holds no files.
@@ -139,10 +152,12 @@ class ArtifactStore(Protocol):
 
 
 class MlflowSource(Protocol):
-    """Where runs are read from: a tracking server, a database, or an archive."""
+    """Where runs and all other entities are read from: a tracking server, a database, a file store, or an archive."""
 
     @property
-    def description(self) -> Source: ...
+    def description(self) -> Source:
+        """What the snapshot says of the source: without credentials, with what it does not offer (``absent``)."""
+        ...
 
     def experiments(self) -> list[Experiment]:
         """Every experiment, active and deleted, in archive order (``records.order_key``)."""
@@ -195,7 +210,9 @@ class MlflowSource(Protocol):
         """What else is worth knowing of what was read so far, a sentence each: no reason to call an archive incomplete."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release connections, threads and temporary files."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +267,11 @@ class RunResult:
     file_bytes: int = 0
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+
+def run_problem(run_id: str, message: str, *, code: str = CANNOT_HOLD, path: str = "") -> Problem:
+    """A problem of one archived run, or of a file of it."""
+    return Problem(code=code, message=message, kind="run", id=run_id, path=path, runs=(run_id,))
 
 
 OpenBlob = Callable[[str], AbstractContextManager[BinaryIO]]
@@ -336,7 +358,9 @@ class MlflowTarget(Protocol):
     notes: list[str]
 
     @property
-    def description(self) -> Source: ...
+    def description(self) -> Source:
+        """What the target is and where, without credentials."""
+        ...
 
     @property
     def has_workspaces(self) -> bool:
@@ -348,9 +372,13 @@ class MlflowTarget(Protocol):
         """Whether runs and experiments keep their ids (a database), or get new ones and source tags (a server)."""
         ...
 
-    def experiments(self) -> list[TargetExperiment]: ...
+    def experiments(self) -> list[TargetExperiment]:
+        """Every experiment that is there, active and deleted."""
+        ...
 
-    def cannot_hold_experiment(self, experiment: Experiment) -> list[Problem]: ...
+    def cannot_hold_experiment(self, experiment: Experiment) -> list[Problem]:
+        """What of this record the target would refuse, cut or alter, under the name that it has. Nothing is sent."""
+        ...
 
     def cannot_hold_run(self, run: Run) -> list[Problem]:
         """What of this record the target would refuse, cut or alter. A pure check, nothing is sent."""
@@ -422,4 +450,6 @@ class MlflowTarget(Protocol):
         links between entities that are all there only now. The results are of entities that were counted already."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release connections and threads."""
+        ...

@@ -35,6 +35,7 @@ _RETRIES: Final = 5
 _BACKOFF: Final = 1
 _STREAM_BUFFER: Final = 1 << 20
 _MESSAGE_CHARS: Final = 500
+_MEMBERS_TOLD: Final = 5
 _WORKSPACE: Final = "X-MLFLOW-WORKSPACE"
 _JSON: Final = {"Content-Type": "application/json"}
 _NO_SERVER: Final = re.compile(
@@ -50,8 +51,8 @@ Params = Mapping[str, Any]
 class RefusedError(ServerError):
     """The server understood and refused. ``error_code`` is MLflow's, for example ``RESOURCE_DOES_NOT_EXIST``."""
 
-    def __init__(self, message: str, *, error_code: str, status: int, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint, status=status)
+    def __init__(self, message: str, *, error_code: str, status: int) -> None:
+        super().__init__(message, status=status)
         self.error_code = error_code
 
     @property
@@ -227,7 +228,7 @@ class RestClient:
         body = response.content or (b"" if must_say else b"{}")
         try:
             try:
-                return msgspec.json.decode(body, type=answer, strict=False)
+                return _of_known_form(body, msgspec.json.decode(body, type=answer, strict=False))
             except msgspec.DecodeError:
                 # MLflow writes bare NaN and Infinity into some answers; Python's decoder accepts them.
                 return msgspec.convert(json.loads(body), answer, strict=False)
@@ -238,6 +239,20 @@ class RestClient:
                 hint="check that the tracking URI names an MLflow server and no other web page",
                 status=response.status_code,
             ) from error
+
+
+def _of_known_form(body: bytes, found: Any) -> Any:
+    """What was found in a body; JSON of somebody else, in which nothing is known, is no empty list.
+
+    Raises:
+        ValueError: there are members, and none of them is a field of the struct.
+    """
+    if not isinstance(found, msgspec.Struct) or any(getattr(found, name) for name in found.__struct_fields__):
+        return found
+    members = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    if members and members.keys().isdisjoint(field.encode_name for field in msgspec.structs.fields(found)):
+        raise ValueError(f"it has {', '.join(sorted(members)[:_MEMBERS_TOLD])!r}, of which nothing is known")
+    return found
 
 
 def _connection_reason(error: BaseException) -> str:

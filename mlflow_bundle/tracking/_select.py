@@ -15,12 +15,12 @@ import msgspec
 from mlflow_bundle._codec import decode_record, encode
 from mlflow_bundle._spool import LineSpool
 from mlflow_bundle.errors import NotFoundError, UsageError
+from mlflow_bundle.kinds import PARENT_TAG
 from mlflow_bundle.records import Experiment, Run, Scope, order_key
 from mlflow_bundle.tracking._port import MlflowSource, RunQuery
 
-__all__ = ["PARENT_TAG", "Selected", "Selection", "parent_of", "parse_time", "select"]
+__all__ = ["Selected", "Selection", "parent_of", "parse_time", "select"]
 
-PARENT_TAG: Final = "mlflow.parentRunId"
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 Lifecycle = Literal["all", "active", "deleted"]
@@ -164,8 +164,7 @@ def _day(text: str) -> date | None:
 @dataclass(slots=True)
 class Selected:
     """What a selection means at a source. ``runs`` can be iterated once, in archive order. ``run_ids`` are their ids, None
-    where everything is selected; ``known`` are all
-    experiments of the source, ``named`` those that the selection asks for whole."""
+    where everything is selected; ``known`` are all experiments of the source, ``named`` those that the selection asks for."""
 
     experiments: list[Experiment]
     runs: Iterator[Run]
@@ -238,6 +237,7 @@ def _named(known: Sequence[Experiment], patterns: Sequence[str]) -> list[Experim
                 f"no experiment named {pattern!r}",
                 code="experiment-not-found",
                 close=difflib.get_close_matches(pattern, names, n=3, cutoff=0.5),
+                known=names,
                 hint=None if names else "there are no experiments at all",
             )
         found |= {e.experiment_id: e for e in matches}
@@ -250,7 +250,8 @@ def _explain_missing_runs(source: MlflowSource, missing: Sequence[str]) -> None:
     absent = [run for run in missing if run not in existing]
     if absent:
         more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
-        raise NotFoundError(f"no run with the id {absent[0]!r}{more}", code="run-not-found")
+        hint = "a run is named by its whole id, as `mlflow-bundle show` and MLflow's UI tell it"
+        raise NotFoundError(f"no run with the id {absent[0]!r}{more}", code="run-not-found", hint=hint)
 
 
 def parent_of(run: Run) -> str | None:

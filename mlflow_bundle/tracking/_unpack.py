@@ -26,7 +26,7 @@ from mlflow_bundle.tracking._entities import EntityOutcome, EntityRestore, entit
 from mlflow_bundle.tracking._gather import Gathered, collect
 from mlflow_bundle.tracking._left_out import LeftOut
 from mlflow_bundle.tracking._plan import Action, Placement, Plan, make_plan
-from mlflow_bundle.tracking._port import IdMap, MlflowTarget, PlannedRun, RestoreOptions, RunResult
+from mlflow_bundle.tracking._port import NOT_RESTORED, IdMap, MlflowTarget, PlannedRun, RestoreOptions, RunResult
 from mlflow_bundle.tracking._select import Lifecycle, Moment, Selection
 from mlflow_bundle.tracking._workspaces import Homes
 
@@ -121,8 +121,11 @@ def unpack(
 
     ``artifact_root`` is where the files of a database target go, by default ``mlruns`` beside an SQLite file. With
     ``artifacts_destination``, the place that a server of that database will use, ``mlflow-artifacts:`` locations stay.
+    ``artifact_storage_options`` are fsspec's for these files. ``jobs`` is how many requests to a server are under way at a
+    time.
 
-    Everything restored is read back and compared before it counts. ``dry_run`` writes nothing and says what would happen.
+    Everything restored is read back and compared before it counts. ``dry_run`` restores nothing and says what would happen;
+    only a PostgreSQL database without MLflow's tables gets these.
 
     Raises:
         CannotHoldError: the target cannot hold something, and ``allow_partial`` was not given. Nothing was written.
@@ -246,6 +249,7 @@ class _Restore:
         self._there: set[str] = set()
         self._failed: set[str] = set()
         self._problems: list[Problem] = list(plan.problems)
+        self._foreseen = {(p.code, p.id, p.path, p.message) for p in plan.problems}
         self._notes: Counter[str] = Counter()
         self._current: set[str] = set()
         # A target that keeps ids compares every run again.
@@ -315,7 +319,7 @@ class _Restore:
         if isinstance(error, AuthError) or error.status is None:
             raise error
         there = experiment.experiment_id
-        self._problems.append(Problem(code="not-restored", kind="experiment", id=there, message=message, experiments=(there,)))
+        self._problems.append(Problem(code=NOT_RESTORED, kind="experiment", id=there, message=message, experiments=(there,)))
 
     def _restore_entities(self) -> None:
         """All other kinds, in their order; the runs get their logged models as soon as those are there."""
@@ -398,8 +402,7 @@ class _Restore:
             self._note(note)
         if result.run_id is not None:
             self._ids[result.source_run_id] = result.run_id
-        known = {(p.code, p.id, p.path, p.message) for p in self._plan.problems} if result.problems else set()
-        self._problems += [p for p in result.problems if (p.code, p.id, p.path, p.message) not in known]
+        self._problems += [p for p in result.problems if (p.code, p.id, p.path, p.message) not in self._foreseen]
         self._count(result.source_run_id, self._failed if result.problems else self._there if was_there else self._restored)
         if not was_there:
             if there is not None and there.complete and not result.problems:

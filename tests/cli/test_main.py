@@ -87,6 +87,48 @@ def test_newer_layout(command: Command, archived: Archived, tmp_path: Path) -> N
     assert "pip install --upgrade" in done.err
 
 
+def test_marker_that_is_none(command: Command, archived: Archived, tmp_path: Path) -> None:
+    """A marker that is not JSON ends with 10, and with the next step."""
+    broken = tmp_path / "broken"
+    shutil.copytree(archived.bundle, broken)
+    (broken / "mlflow-bundle.json").write_text("hello")
+    for words in (["ls"], ["show"], ["log"], ["pack", "--tracking-uri", archived.uri]):
+        done = command(words[0], broken, *words[1:])
+        assert (done.code, done.out) == (10, "")
+        assert "hint: take mlflow-bundle.json from a copy" in done.err
+
+
+def test_damaged_bundles_have_a_next_step(command: Command, archived: Archived, tmp_path: Path) -> None:
+    """A missing object, cut snapshots and a cut ZIP file are told with what to do, and none of them looks like no bundle."""
+    for number, pattern in enumerate(("objects/records/*", "snapshots/*")):
+        broken = tmp_path / str(number)
+        shutil.copytree(archived.bundle, broken)
+        for file in broken.glob(pattern):
+            file.unlink() if number == 0 else file.write_bytes(file.read_bytes()[:100])
+        done = command("ls", broken)
+        assert done.code == 1
+        assert ("is missing in ", "has no whole snapshot: ")[number] in done.err
+        assert "hint: `mlflow-bundle verify`" in done.err
+    whole = tmp_path / "whole.zip"
+    assert command("pack", whole, "--tracking-uri", archived.uri).code == 0
+    whole.write_bytes(whole.read_bytes()[:5000])
+    done = command("ls", whole)
+    assert done.code == 1
+    assert "is not a whole ZIP file" in done.err
+    assert "hint: `mlflow-bundle verify`" in done.err
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("traces", "did you mean 'trace'"), ("run", "is listed without --kind"), ("zzzzz", "the kinds are workspace, ")],
+)
+def test_names_of_kinds(command: Command, archived: Archived, kind: str, said: str) -> None:
+    """A wrong kind is answered with those that are nearly the same, else with all of them."""
+    done = command("ls", archived.bundle, "--kind", kind)
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err
+
+
 def test_errors_as_json(command: Command, archived: Archived, tmp_path: Path) -> None:
     """With --json an error is one JSON document on stderr with code, message and hint, and stdout stays empty."""
     for words, code, error in (

@@ -85,10 +85,13 @@ def test_dry_run_tells_what_cannot_be_read(command: Command, tmp_path: Path) -> 
     [
         (["--experiment", "chrun"], 1, "did you mean 'churn'?"),
         (["--run", "0" * 32], 1, "no run with the id"),
+        (["--experiment", "zzzzzz*"], 1, "hint: there are "),
         (["--since", "yesterday"], 2, "'yesterday' is not a time"),
         (["--since", "2024-01-02", "--until", "2024-01-01"], 2, "is later than"),
         (["--filter", "metrics.loss <"], 2, "wrong filter"),
         (["--storage-option", "x"], 2, "KEY=VALUE"),
+        (["--storage-option", "x"], 2, "hint: for example --storage-option"),
+        (["--tracking-uri", "postgresql://u:secret@localhost:1/x"], 1, "does not answer: connection refused\nhint: start the"),
         (["--tracking-uri", "nonsense://x"], 2, "nonsense"),
         (["--tracking-uri", "sqlite:///nowhere.db"], 1, "no database file"),
     ],
@@ -122,6 +125,29 @@ def test_foreign_place(command: Command, archived: Archived, tmp_path: Path) -> 
     assert done.code == 1
     assert "holds other files" in done.err
     assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
+
+
+def test_a_file_in_the_path(command: Command, archived: Archived, tmp_path: Path) -> None:
+    """A place below a file is refused with a sentence, without the words of the system."""
+    (tmp_path / "plain.txt").write_text("x")
+    done = command("pack", tmp_path / "plain.txt" / "o", "--tracking-uri", archived.uri)
+    assert done.code == 1
+    assert "plain.txt/o: part of the path is a file\nhint: " in done.err
+    assert "Errno" not in done.err
+
+
+def test_features_for_writers(command: Command, archived: Archived, tmp_path: Path) -> None:
+    """A bundle that needs a feature to be written into is read, and refused to `pack` with the next step."""
+    newer = tmp_path / "newer"
+    shutil.copytree(archived.bundle, newer)
+    marker = newer / "mlflow-bundle.json"
+    says = json.loads(marker.read_text())
+    says["requires"]["write"] = ["tomorrow"]
+    marker.write_text(json.dumps(says))
+    assert command("ls", newer).code == 0
+    done = command("pack", newer, "--tracking-uri", archived.uri)
+    assert done.code == 1
+    assert "lacks: tomorrow\nhint: a newer mlflow-bundle writes it" in done.err
 
 
 def test_unreadable_files(command: Command, archived: Archived, tmp_path: Path) -> None:

@@ -62,6 +62,11 @@ def test_dry_run(command: Command, archived: Archived, tmp_path: Path) -> None:
     [
         (["--rename", "chrun=x"], 1, "did you mean 'churn'?"),
         (["--rename", "churn"], 2, "OLD=NEW"),
+        (["--rename", "churn"], 2, "hint: for example --rename"),
+        (["--rename", "zzzzzz=b"], 1, "hint: there are "),
+        (["--run", "deadbeef"], 1, "hint: a run is named by its whole id"),
+        (["--tracking-uri", "sqlite:////proc/x.db"], 1, "hint: name a place that can be written"),
+        (["--tracking-uri", "postgresql://u:secret@localhost:1/x"], 1, "does not answer: connection refused\nhint: start the"),
         (["--rename", "churn=a"], 2, "would be named 'a'"),
         (["--experiment", "chrun"], 1, "did you mean 'churn'?"),
         (["--snapshot", "zzz"], 1, "no snapshot named"),

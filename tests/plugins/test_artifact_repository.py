@@ -73,3 +73,13 @@ def test_errors_and_writes(shelf: Shelf, local: Place, tmp_path: Path) -> None:
         with pytest.raises(MlflowException, match="read-only") as caught:
             write()
         assert caught.value.error_code == "PERMISSION_DENIED"
+
+
+def test_bare_name(shelf: Shelf, local: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bundle in the working folder is named without a folder, although MLflow cuts a URI at its last slash."""
+    (tmp_path / "here.mlbundle").symlink_to(local.url)
+    monkeypatch.chdir(tmp_path)
+    model = mlflow.pyfunc.load_model(f"mlflow-bundle://logged_models/{shelf.model_id}::here.mlbundle")
+    assert model.predict(np.array([[3.0]])) == pytest.approx([10.0])
+    with pytest.raises(MlflowException, match=r"no bundle at nope\.mlbundle \("):
+        mlflow.pyfunc.load_model("mlflow-bundle://models/forecaster/1::nope.mlbundle")

@@ -229,7 +229,7 @@ def test_without_duckdb_one_sentence_says_what_to_install(folder: Path, monkeypa
         monkeypatch.setattr(builtins, "__import__", no_duckdb)
         with pytest.raises(UnsupportedError, match="DuckDB") as raised:
             archive.sql("select 1")
-    assert raised.value.hint == "pip install 'mlflow-bundle[query]'"
+    assert raised.value.hint == "pip install duckdb"
 
 
 def test_every_time_of_a_record_is_a_timestamp() -> None:

@@ -126,6 +126,33 @@ def test_a_reader_finds_everything(opened: Opened, tmp_path: Path) -> None:
     assert complaints(browser) == []
 
 
+#: The top and the bottom of every text of a chart, and the colour of every series.
+_PAINTED = """
+const chart = echarts.getInstanceByDom(document.getElementById('compare-chart'));
+const texts = chart.getZr().storage.getDisplayList().filter((one) => one.style && one.style.text).map((one) => {
+  const place = one.getBoundingRect().clone();
+  if (one.transform) place.applyTransform(one.transform);
+  return [one.style.text, place.y, place.y + place.height];
+});
+const colours = chart.getModel().getSeries().map((series) => series.getData().getVisual('style').fill);
+return [texts, colours];
+"""
+
+
+@pytest.mark.slow
+def test_many_experiments(opened: Opened, tmp_path: Path) -> None:
+    """Each of 14 experiments has its own colour, and the legend does not touch the name of the axis below it."""
+    content = content_of(14, points=2)
+    content.experiments = [Experiment(experiment_id=str(10 + number), name=f"group {number}") for number in range(14)]
+    content.runs = [replace(run, experiment_id=str(10 + number)) for number, run in enumerate(content.runs)]
+    texts, colours = opened(page_of(content, tmp_path / "b")).execute_script(_PAINTED)
+    assert len(colours) == len(set(colours)) == 14
+    legend = [bottom for text, _, bottom in texts if text.startswith("group ")]
+    name = [top for text, top, _ in texts if text == "accuracy"]
+    assert legend
+    assert max(legend) < min(name)
+
+
 @pytest.mark.slow
 def test_names_stay_text(opened: Opened, tmp_path: Path) -> None:
     """Names, keys, values and paths that are HTML or end a script are shown as they are, and run nowhere."""

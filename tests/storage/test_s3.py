@@ -11,6 +11,7 @@ import pytest
 
 from mlflow_bundle import _layout
 from mlflow_bundle._storage import open_storage
+from mlflow_bundle.errors import UsageError
 from tests.fixtures.s3 import Bucket, s3_options
 from tests.storage.proxy import run_proxy
 from tests.storage.suite import SNAPSHOT, Opener, StorageTests, put
@@ -32,6 +33,15 @@ class TestBucketRoot(StorageTests):
     @pytest.fixture
     def opener(self, s3_bucket: Bucket) -> Opener:
         return partial(open_storage, f"s3://{s3_bucket.name}/", storage_options=s3_bucket.storage_options)
+
+
+@pytest.mark.parametrize("options", [{"nope": 1}, {"endpoint_url": "localhost"}])
+@pytest.mark.parametrize("name", ["bundle", "bundle.zip"])
+def test_wrong_options(name: str, options: dict[str, object], s3_bucket: Bucket) -> None:
+    """An option that the file system does not know, or cannot use, is a wrong call, before any request."""
+    with pytest.raises(UsageError, match="cannot be opened: ") as caught:
+        open_storage(f"s3://{s3_bucket.name}/{name}", storage_options=s3_bucket.storage_options | options)
+    assert "storage_options" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("name", ["bundle", "bundle.zip"])

@@ -12,7 +12,7 @@ from msgspec import UNSET
 
 from mlflow_bundle.entities import ModelInput, ModelOutput
 from mlflow_bundle.records import Dataset, DatasetInput, Experiment, KeyValue, Record, Run
-from mlflow_bundle.tracking._compare import record_differences, run_differences
+from mlflow_bundle.tracking._compare import record_differences
 
 DATASET = Dataset(name="train", digest="abc", source_type="local", source="{}", schema="{}", profile="{}")
 RUN = Run(
@@ -55,15 +55,6 @@ def _changed(value: Any) -> Any:
     return value + 1 if isinstance(value, int) else {"deleted": "active"}.get(value, value + "x")
 
 
-def _differences(expected: Record, actual: Record) -> list[str]:
-    if isinstance(expected, Run):
-        assert isinstance(actual, Run)
-        return run_differences(expected, actual)
-    assert isinstance(expected, Experiment)
-    assert isinstance(actual, Experiment)
-    return record_differences(expected, actual)
-
-
 @pytest.mark.parametrize(
     ("record", "field"),
     [(record, field) for record in (RUN, EXPERIMENT) for field in record.__struct_fields__],
@@ -74,10 +65,10 @@ def test_every_field_is_compared(record: Record, field: str) -> None:
     value = getattr(record, field)
     assert value is not UNSET
     assert value, f"give {field} a value in this test"
-    assert _differences(record, record) == []
+    assert record_differences(record, record) == []
     changed = msgspec.structs.replace(record, **{field: _changed(value)})
     for expected, actual in ((record, changed), (changed, record)):
-        sentences = _differences(expected, actual)
+        sentences = record_differences(expected, actual)
         assert sentences
         assert all(sentence.startswith(field.removesuffix("s")) for sentence in sentences)
 
@@ -87,15 +78,15 @@ def test_every_field_of_a_dataset_is_compared(field: str) -> None:
     """A dataset input differs when any attribute of its dataset does."""
     dataset = msgspec.structs.replace(DATASET, **{field: getattr(DATASET, field) + "x"})
     changed = msgspec.structs.replace(RUN, inputs=(DatasetInput(dataset=dataset, tags=RUN.inputs[0].tags),))
-    assert run_differences(RUN, changed)
+    assert record_differences(RUN, changed)
 
 
 def test_an_input_without_tags_or_texts_can_be_missing() -> None:
     """A dataset input that says nothing more than its name is noticed when it is not there."""
     bare = msgspec.structs.replace(RUN, inputs=(DatasetInput(dataset=Dataset(name="bare", digest="0")),))
     none = msgspec.structs.replace(RUN, inputs=())
-    assert run_differences(bare, none)[0] == "input 'bare' (0) is missing"
-    assert run_differences(none, bare)[0] == "input 'bare' (0) is there and was not expected"
+    assert record_differences(bare, none)[0] == "input 'bare' (0) is missing"
+    assert record_differences(none, bare)[0] == "input 'bare' (0) is there and was not expected"
 
 
 def test_sentences_name_what_differs() -> None:
@@ -103,7 +94,7 @@ def test_sentences_name_what_differs() -> None:
     actual = msgspec.structs.replace(
         RUN, status="FAILED", end_time=UNSET, params=(KeyValue(key="lr", value="0.2"), KeyValue(key="new", value="1"))
     )
-    assert run_differences(RUN, actual) == [
+    assert record_differences(RUN, actual) == [
         "status is 'FAILED' where 'FINISHED' was expected",
         "end_time is missing where 2 was expected",
         "param 'lr' is '0.2' where '0.1' was expected",
@@ -116,7 +107,7 @@ def test_long_values_are_cut_but_their_difference_is_said() -> None:
     """A value cut by the target gives a short sentence that still says how the two differ."""
     expected = msgspec.structs.replace(RUN, tags=(KeyValue(key="note", value="x" * 8000),))
     actual = msgspec.structs.replace(RUN, tags=(KeyValue(key="note", value="x" * 6000),))
-    (sentence,) = run_differences(expected, actual)
+    (sentence,) = record_differences(expected, actual)
     assert sentence.endswith("(lengths 6000 and 8000, first difference at character 6001)")
     assert len(sentence) < 300
 
@@ -124,8 +115,8 @@ def test_long_values_are_cut_but_their_difference_is_said() -> None:
 def test_duplicate_keys_do_not_hide_each_other() -> None:
     """Two tags of one key, which only a broken target could return, are not taken for one."""
     twice = msgspec.structs.replace(RUN, tags=RUN.tags * 2)
-    assert run_differences(RUN, twice)
-    assert run_differences(twice, RUN)
+    assert record_differences(RUN, twice)
+    assert record_differences(twice, RUN)
 
 
 @given(st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=6), st.randoms())
@@ -137,6 +128,6 @@ def test_order_means_nothing(values: dict[str, str], shuffler: Any) -> None:
     shuffler.shuffle(pairs)
     shuffler.shuffle(inputs)
     assert (
-        run_differences(expected, msgspec.structs.replace(RUN, params=tuple(pairs), tags=tuple(pairs), inputs=tuple(inputs)))
+        record_differences(expected, msgspec.structs.replace(RUN, params=tuple(pairs), tags=tuple(pairs), inputs=tuple(inputs)))
         == []
     )

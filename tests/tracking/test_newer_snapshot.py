@@ -32,7 +32,7 @@ from mlflow.tracking._tracking_service.utils import _get_store
 
 import mlflow_bundle as bundle
 from mlflow_bundle.errors import AuthError
-from tests.fixtures.server import MlflowServer, ServerFactory
+from tests.fixtures.server import MlflowServer
 from tests.tracking.http_peer import forward, serve
 from tests.tracking.moving import execute
 
@@ -79,11 +79,6 @@ class Moving:
 
     def run_of(self, report: bundle.UnpackReport, run: str) -> Any:
         return self.target.get_run(report.run_ids[run])
-
-
-@pytest.fixture(scope="module")
-def server(start_server: ServerFactory) -> MlflowServer:
-    return start_server()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 
 from mlflow_bundle.errors import AuthError, CorruptError, ServerError, UsageError
 from mlflow_bundle.tracking._rest import API, RefusedError, RestClient
+from mlflow_bundle.tracking.rest._answers import RunPage
 from tests.fixtures.server import MlflowServer, free_port
 from tests.tracking.http_peer import serve
 
@@ -100,6 +101,17 @@ def test_a_page_that_is_no_mlflow_is_named() -> None:
         with pytest.raises(ServerError, match="something else than MLflow's JSON"):
             RestClient(peer.url).get_json(f"{API}experiments/search")
         assert RestClient(peer.url).version() == ""
+
+
+def test_json_of_somebody_else_is_no_empty_list() -> None:
+    """An object in which nothing is known is an error; one without members, or with an empty list, is an empty list."""
+    answers = [b'{"message": "please log in", "code": 7}', b"{}", b'{"runs": [], "next_page_token": ""}']
+    with serve(lambda *_: (200, answers.pop(0), None)) as peer:
+        client = RestClient(peer.url)
+        with pytest.raises(ServerError, match="code, message"):
+            client.post_json(f"{API}runs/search", {}, answer=RunPage)
+        assert client.post_json(f"{API}runs/search", {}, answer=RunPage) == RunPage()
+        assert client.post_json(f"{API}runs/search", {}, answer=RunPage) == RunPage()
 
 
 def test_credentials_of_mlflow_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:

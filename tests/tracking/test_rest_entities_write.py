@@ -15,18 +15,13 @@ from mlflow_bundle.entities import Alias, LoggedModel, ModelVersion, RegisteredM
 from mlflow_bundle.tracking._port import EntityQuery, PlannedEntity
 from mlflow_bundle.tracking.rest import _once
 from mlflow_bundle.tracking.rest._read import RestSource
-from tests.fixtures.server import MlflowServer, ServerFactory
+from tests.fixtures.server import MlflowServer
 from tests.tracking.entity_writing import Restoring, actions, messages, tags
 from tests.tracking.http_peer import forward, serve
 
 SOURCE = "s3://elsewhere/model"
 DELETED = "Deleted_Internal"
 PROMPT = {"mlflow.prompt.is_prompt": "true", "mlflow.prompt.text": "Say {{it}}"}
-
-
-@pytest.fixture(scope="module")
-def server(start_server: ServerFactory) -> MlflowServer:
-    return start_server()
 
 
 @pytest.fixture

@@ -22,14 +22,9 @@ from mlflow_bundle.entities import (
 )
 from mlflow_bundle.tracking._port import PlannedEntity
 from mlflow_bundle.tracking.rest import _once, _scorers_write
-from tests.fixtures.server import MlflowServer, ServerFactory
+from tests.fixtures.server import MlflowServer
 from tests.tracking.entity_writing import Restoring, Stopped, actions, messages, rest_store, stop, tags
 from tests.tracking.http_peer import forward, serve
-
-
-@pytest.fixture(scope="module")
-def server(start_server: ServerFactory) -> MlflowServer:
-    return start_server()
 
 
 @pytest.fixture

@@ -11,16 +11,11 @@ from mlflow.exceptions import MlflowException
 from mlflow_bundle.entities import LoggedModel, ModelInput, ModelOutput, ModelVersion, RegisteredModel, Run
 from mlflow_bundle.tracking._port import PlannedEntity
 from mlflow_bundle.tracking.rest import _logged_models_write
-from tests.fixtures.server import MlflowServer, ServerFactory
+from tests.fixtures.server import MlflowServer
 from tests.tracking.entity_writing import Restoring, actions, messages, points, tags
 
 RUN, DELETED_RUN, LOST_RUN = "a" * 32, "b" * 32, "c" * 32
 FIRST, SECOND, GONE = f"m-{'1' * 32}", f"m-{'2' * 32}", f"m-{'3' * 32}"
-
-
-@pytest.fixture(scope="module")
-def server(start_server: ServerFactory) -> MlflowServer:
-    return start_server()
 
 
 @pytest.fixture

@@ -32,18 +32,13 @@ from mlflow_bundle.entities import (
     WebhookEvent,
 )
 from mlflow_bundle.tracking._port import EntityResult, PlannedEntity
-from tests.fixtures.server import MlflowServer, ServerFactory
+from tests.fixtures.server import MlflowServer
 from tests.tracking.entity_writing import Restoring, actions, messages, tags
 from tests.tracking.http_peer import serve
 
 pytestmark = pytest.mark.slow
 
 Change = Callable[[Any], Any]
-
-
-@pytest.fixture(scope="module")
-def server(start_server: ServerFactory) -> MlflowServer:
-    return start_server()
 
 
 @pytest.fixture

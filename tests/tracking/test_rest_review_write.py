@@ -12,13 +12,8 @@ from mlflow.entities.issue import IssueStatus
 from mlflow.store.tracking.rest_store import RestStore
 
 from mlflow_bundle.entities import Issue, LabelSchema, ReviewItem, ReviewQueue
-from tests.fixtures.server import MlflowServer, ServerFactory
+from tests.fixtures.server import MlflowServer
 from tests.tracking.entity_writing import Restoring, Stopped, actions, messages, rest_store, stop
-
-
-@pytest.fixture(scope="module")
-def server(start_server: ServerFactory) -> MlflowServer:
-    return start_server()
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from mlflow_bundle.tracking._gather import Gathered
 from mlflow_bundle.tracking._left_out import LeftOut
 from mlflow_bundle.tracking._port import EntityResult, IdMap, RestoreOptions
 from mlflow_bundle.tracking._workspaces import Homes
-from tests.fixtures.server import MlflowServer, ServerFactory
+from tests.fixtures.server import MlflowServer
 from tests.tracking.entity_writing import Restoring, actions, messages
 from tests.tracking.moving import rows
 
@@ -121,11 +121,6 @@ def test_what_fails_in_the_end_counts_as_failed(empty_mlflow: str) -> None:
 
 
 # -- a server ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def server(start_server: ServerFactory) -> MlflowServer:
-    return start_server()
 
 
 @pytest.fixture

@@ -52,6 +52,7 @@ class _Entry(msgspec.Struct):
 
 
 class _Listing(msgspec.Struct):
+    root_uri: str = ""
     files: list[_Entry] = []
     next_page_token: str = ""
 

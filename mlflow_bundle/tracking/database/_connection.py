@@ -48,6 +48,9 @@ _SCHEME: Final = re.compile(r"(?P<dialect>[A-Za-z0-9]+)(?:\+(?P<driver>[A-Za-z0-
 _DRIVER_ERRORS: Final = (adbc_driver_manager.Error, OSError, pa.ArrowException)
 _REFUSED: Final = re.compile(r"constraint failed|datatype mismatch|SQLSTATE: 2[23]")
 _DENIED: Final = re.compile(r"authentication failed|no password supplied|role \".*\" does not exist|permission denied")
+_UNREACHED: Final = re.compile(
+    r"Connection refused|could not translate host name|timeout expired|No route to host|No such file or directory"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,7 @@ class DatabaseUri:
 
     @property
     def is_sqlite(self) -> bool:
+        """Whether it is a file of SQLite, else a database of PostgreSQL."""
         return self.dialect == "sqlite"
 
 
@@ -213,6 +217,10 @@ class Connection:
             return AuthError(f"the database {name} refused: {text}", hint="give the credentials of a role that may do this")
         if "FATAL: database" in text and "does not exist" in text:
             return NotFoundError(f"there is no database at {name}: {text}")
+        if "Failed to connect" in text:
+            why = _UNREACHED.search(text)
+            hint = "start the database server, or correct the tracking URI (MLFLOW_TRACKING_URI)"
+            return ServerError(f"the database {name} does not answer: {why[0].lower() if why else text}", hint=hint)
         return ServerError(f"the database {name} failed: {text}")
 
     def fetch(self, sql: str, schema: pa.Schema) -> pa.Table:
@@ -301,10 +309,12 @@ class Connection:
             self._session.stage(name, table)
 
     def commit(self) -> None:
+        """End the transaction and keep what it did."""
         with self._errors():
             self._session.commit()
 
     def rollback(self) -> None:
+        """End the transaction and undo what it did."""
         with self._errors():
             self._session.rollback()
 

@@ -17,13 +17,13 @@ from msgspec import UNSET
 from mlflow_bundle.entities import KeyValue, LabelSchema, Record, ReviewQueue, Scorer, Trace
 from mlflow_bundle.kinds import record_id
 from mlflow_bundle.records import Problem
-from mlflow_bundle.tracking._port import LEFT_OUT
+from mlflow_bundle.tracking._port import CANNOT_HOLD, LEFT_OUT
 from mlflow_bundle.tracking._workspaces import Homes
 from mlflow_bundle.tracking.database._connection import Connection
 from mlflow_bundle.tracking.database._derived import as_columns_show, scorer_id_of
 from mlflow_bundle.tracking.database._entities import ENTITIES
 from mlflow_bundle.tracking.database._entity_rows import Part, Tables, parts_of
-from mlflow_bundle.tracking.database._limits import CANNOT_HOLD, Limits
+from mlflow_bundle.tracking.database._limits import Limits
 from mlflow_bundle.tracking.database._traces_read import NAME_TAG, SESSION_KEY
 
 __all__ = ["EntityLimits"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise, repeat
-from operator import itemgetter
 from types import SimpleNamespace
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from msgspec import UNSET, structs
 
 from mlflow_bundle import entities as e
@@ -26,6 +26,9 @@ from mlflow_bundle.tracking.database._wanted import PLACE, Wanted
 __all__ = ["WRAPPER", "EntityReader", "unwrapped"]
 
 _BATCH: Final = 1_000
+_NOT_FOUND_HINT: Final = "SQLite: PRAGMA integrity_check, and keys that are BLOB where they must be TEXT"
+#: Beside the columns of keys, which no table of MLflow calls so.
+_ID, _TIME = "archive id", "archive time"
 _ARROW: Final[Mapping[Form, pa.DataType]] = {
     "text": pa.string(),
     "integer": pa.int64(),
@@ -67,36 +70,31 @@ class EntityReader:
         """The records that match, in archive order, in batches of at most 1,000."""
         entity = ENTITIES[kind]
         keys = self._keys(entity, query)
-        if not entity.created:
-            found = [record for some in slices(keys, _BATCH) for record in self._load(entity, some)]
-            found.sort(key=order_key)
-            yield from slices(found, _BATCH)
-            return
-        for some in slices(keys, _BATCH):
-            yield self._load(entity, some)
+        batches = (self._load(entity, _tuples(keys.slice(start, _BATCH))) for start in range(0, keys.num_rows, _BATCH))
+        if entity.created:
+            yield from batches
+        else:
+            yield from slices(sorted((record for batch in batches for record in batch), key=order_key), _BATCH)
 
-    def _keys(self, entity: Entity, query: EntityQuery) -> list[Key]:
-        """The keys of the entities that match, in archive order."""
-        named = {column: name for name, column in entity.fields.items()}
+    def _keys(self, entity: Entity, query: EntityQuery) -> pa.Table:
+        """The keys of the entities that match, in archive order where it is one of times and ids; else in any."""
         key = self._key(entity)
         parent = ["dataset_id"] if entity.kind == "dataset_record" else []
-        columns = [*key, *([entity.created] if entity.created else []), *parent]
-        forms = [(column, self._form(entity, named[column])) for column in columns]
-        lists = self._columns(entity.table, forms, self._where(entity, query))
-        keys = list(zip(*lists[: len(key)], strict=True))
+        found = self._columns(entity, [*key, *([entity.created] if entity.created else []), *parent], query)
         if not entity.created:
-            return keys
-        names = [named[column] for column in key]
-        identities = lists[0] if len(key) == 1 else [_identity(entity.kind, names, values) for values in keys]
-        times = [NO_TIME if time is None else time for time in lists[len(key)]]
-        owners = lists[-1] if parent else [identity.rpartition("/")[0] for identity in identities]
-        wanted, parents = (None if ids is None else set(ids) for ids in (query.ids, query.parents))
-        found = [
-            (time, identity, key)
-            for time, identity, owner, key in zip(times, identities, owners, keys, strict=True)
-            if (wanted is None or identity in wanted) and (parents is None or owner in parents)
-        ]
-        return [key for _, _, key in sorted(found, key=itemgetter(0, 1))]
+            return found
+        identities = found.column(0)
+        if len(key) > 1:
+            identities = pa.array(_identities(entity, key, _tuples(found.select(key))), pa.string())
+        found = found.append_column(_ID, identities)
+        found = found.append_column(_TIME, pc.fill_null(found.column(entity.created), NO_TIME))
+        if query.ids is not None:
+            found = found.filter(pc.is_in(found.column(_ID), pa.array(query.ids, pa.string())))
+        if query.parents is not None:
+            before = (identity.rpartition("/")[0] for identity in found.column(_ID).to_pylist())
+            owners = found.column(*parent) if parent else pa.array(before, pa.string())
+            found = found.filter(pc.is_in(owners, pa.array(query.parents, pa.string())))
+        return found.select(key).take(pc.sort_indices(found, [(_TIME, "ascending"), (_ID, "ascending")]))
 
     def _key(self, entity: Entity) -> list[str]:
         """The columns of the primary key; schemas without workspaces have one less."""
@@ -108,6 +106,11 @@ class EntityReader:
             conditions.append(self._in_experiments(entity, query.experiment_ids))
         if query.run_ids is not None:
             conditions.append(self._of_runs(entity, query.run_ids))
+        key = self._key(entity)
+        if query.ids is not None and len(query.ids) <= _BATCH and entity.created and len(key) == 1:
+            # Else the keys of the whole table would be read for each batch.
+            ids = [identity for identity in query.ids if "\0" not in identity]
+            conditions.append(f"{key[0]} IN {literals(ids)}" if ids else "1 = 0")
         return " AND ".join(conditions)
 
     def _in_experiments(self, entity: Entity, experiment_ids: Sequence[str]) -> str:
@@ -123,7 +126,7 @@ class EntityReader:
         return f"experiment_id IN ({', '.join(numbers)})"
 
     def _of_runs(self, entity: Entity, run_ids: Sequence[str]) -> str:
-        """The entities that name one of these runs, found with a temporary list where there are many."""
+        """The entities that name one of these runs."""
         parts = []
         for some in slices(run_ids, _BATCH):
             runs = literals(some)
@@ -157,6 +160,12 @@ class EntityReader:
         extra = EXTRA_COLUMNS if entity.kind == "trace" else {}
         forms |= {column: (column, form) for column, form in extra.items() if self._has(entity.table, column)}
         found = self._rows(wanted, entity.table, key, forms, entity.type)
+        if found.num_rows != len(keys):
+            raise CorruptError(
+                f"in the database {self._db.uri.shown}, rows of the table {entity.table} are not found by their own keys",
+                code="column",
+                hint=_NOT_FOUND_HINT,
+            )
         columns = {name: _shown(found.column(name), form) for name, (_, form) in forms.items() if name in own}
         if "outputs" in columns and entity.kind == "dataset_record":
             columns["outputs"] = [text if text is UNSET else unwrapped(text) for text in columns["outputs"]]
@@ -189,13 +198,13 @@ class EntityReader:
         chosen = [self._expression(f"{table}.{column}", form) for column, form in forms.values()]
         return wanted.rows(table, link, chosen, pa.schema([PLACE, *fields]), order=order, condition=condition)
 
-    def _columns(self, table: str, columns: Sequence[tuple[str, Form]], condition: str) -> list[list[Any]]:
-        """The values of these columns in all rows that meet a condition."""
-        chosen = ", ".join(self._expression(column, form) for column, form in columns)
-        schema = pa.schema([pa.field(f"{number}", _ARROW[form]) for number, (_, form) in enumerate(columns)])
-        return [
-            column.to_pylist() for column in self._db.fetch(f"SELECT {chosen} FROM {table} WHERE {condition}", schema).columns
-        ]
+    def _columns(self, entity: Entity, columns: Sequence[str], query: EntityQuery) -> pa.Table:
+        """These columns of the entities that match."""
+        named = {column: name for name, column in entity.fields.items()}
+        forms = {column: self._form(entity, named[column]) for column in columns}
+        chosen = ", ".join(self._expression(column, form) for column, form in forms.items())
+        schema = pa.schema([pa.field(column, _ARROW[form]) for column, form in forms.items()])
+        return self._db.fetch(f"SELECT {chosen} FROM {entity.table} WHERE {self._where(entity, query)}", schema)
 
     def _children(self, wanted: Wanted, child: Child, key: Sequence[str], owners: int) -> Sequence[tuple[Any, ...]]:
         """What each owner has in a child table."""
@@ -288,10 +297,18 @@ def _completed(rows: Iterable[Fields], extra: Mapping[str, pa.ChunkedArray]) -> 
         yield fields
 
 
-def _identity(kind: str, names: Sequence[str], values: Key) -> str:
-    """The id of the record with this key."""
-    fields = {name: UNSET if value is None else value for name, value in zip(names, values, strict=True)}
-    return KINDS[kind].identify(SimpleNamespace(**{"workspace": UNSET, **fields}))
+def _identities(entity: Entity, key: Sequence[str], values: Iterable[Key]) -> Iterator[str]:
+    """The ids of the records with these keys."""
+    named = {column: name for name, column in entity.fields.items()}
+    names, identify = [named[column] for column in key], KINDS[entity.kind].identify
+    for some in values:
+        fields = {name: UNSET if value is None else value for name, value in zip(names, some, strict=True)}
+        yield identify(SimpleNamespace(**{"workspace": UNSET, **fields}))
+
+
+def _tuples(table: pa.Table) -> list[Key]:
+    """The rows of a table."""
+    return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
 
 #: MLflow keeps the outputs of a record inside an object with this one member.

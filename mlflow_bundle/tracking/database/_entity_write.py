@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from msgspec import UNSET
 
+from mlflow_bundle._series import segments
 from mlflow_bundle.entities import (
     GatewayEndpoint,
     GatewayModelDefinition,
@@ -30,6 +31,8 @@ from mlflow_bundle.kinds import KINDS, order_key, record_id
 from mlflow_bundle.records import Problem
 from mlflow_bundle.tracking._compare import record_differences
 from mlflow_bundle.tracking._port import (
+    CANNOT_HOLD,
+    DIFFERS,
     ROW_SCHEMAS,
     ArtifactStore,
     EntityQuery,
@@ -48,14 +51,12 @@ from mlflow_bundle.tracking.database._entity_limits import EntityLimits
 from mlflow_bundle.tracking.database._entity_read import EntityReader
 from mlflow_bundle.tracking.database._entity_rows import Row, Tables, rows_of
 from mlflow_bundle.tracking.database._files import compare_files, write_files
-from mlflow_bundle.tracking.database._limits import CANNOT_HOLD
 from mlflow_bundle.tracking.database._owned_read import OwnedReader
 from mlflow_bundle.tracking.database._places import Places
 from mlflow_bundle.tracking.database._points import model_rows_as_held
 
 __all__ = ["EntityRestorer"]
 
-_DIFFERS: Final = "restored-differs"
 _IN_DATABASE: Final = "TRACKING_STORE"
 _TRACES_JSON: Final = "traces.json"
 _ARCHIVED: Final = "ARCHIVE_REPO"
@@ -243,8 +244,7 @@ class EntityRestorer:
         wanted = tuple(record_id(work.expected) for work in works)
         if not wanted:
             return {}
-        batches = self._reader.read(kind, EntityQuery(ids=wanted))
-        return {identity: record for batch in batches for record in batch if (identity := record_id(record)) in set(wanted)}
+        return {record_id(record): record for batch in self._reader.read(kind, EntityQuery(ids=wanted)) for record in batch}
 
     def _take_existing(self, work: _Work, there: Record) -> None:
         """An entity that is there is never changed: the same one counts as there, another one is a problem.
@@ -344,10 +344,10 @@ class EntityRestorer:
         for work in works:
             there = found.get(record_id(work.expected))
             if there is None:
-                work.fail("it was not read back from the target", _DIFFERS)
+                work.fail("it was not read back from the target", DIFFERS)
             elif not work.exists:
                 for difference in _differences(work.expected, there):
-                    work.fail(f"read back from the target: {difference}", _DIFFERS)
+                    work.fail(f"read back from the target: {difference}", DIFFERS)
             self._compare_files(work, open_blob)
         for table in KINDS[kind].tables:
             if table in ROW_SCHEMAS:
@@ -376,9 +376,9 @@ class EntityRestorer:
         ids = [record_id(work.expected) for work in works]
         found: dict[int, list[pa.Table]] = {}
         for rows in self._owned.rows(table, ids):
-            owners = rows.column("owner").to_numpy()
-            for owner in sorted(set(owners.tolist())):
-                found.setdefault(owner, []).append(rows.filter(pa.array(owners == owner)).drop_columns(["owner"]))
+            columns = rows.drop_columns(["owner"])
+            for owner, start, end in segments(rows.column("owner").to_numpy()):
+                found.setdefault(owner, []).append(columns.slice(start, end - start))
         for number, work in enumerate(works):
             wanted = work.plan.rows
             if wanted is None or not wanted.num_rows or work.result.action == "failed":
@@ -388,7 +388,7 @@ class EntityRestorer:
             if not _same_rows(there, wanted):
                 if table == "spans/1" and not work.has_spans:
                     continue
-                work.fail(f"{there.num_rows} rows were read back where {wanted.num_rows} were expected, or others", _DIFFERS)
+                work.fail(f"{there.num_rows} rows were read back where {wanted.num_rows} were expected, or others", DIFFERS)
 
 
 def _in_experiments(record: Record, result: EntityResult, ids: IdMap) -> dict[str, Any]:

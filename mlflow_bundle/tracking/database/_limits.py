@@ -10,12 +10,10 @@ import msgspec
 from msgspec import UNSET
 
 from mlflow_bundle.records import DatasetInput, Experiment, KeyValue, Problem, Run
+from mlflow_bundle.tracking._port import CANNOT_HOLD, run_problem
 from mlflow_bundle.tracking.database._connection import Column
 
-__all__ = ["CANNOT_HOLD", "Limits", "run_problem"]
-
-#: The code of a problem that says what a target cannot hold.
-CANNOT_HOLD: Final = "cannot-hold"
+__all__ = ["Limits"]
 
 _STATUSES: Final = frozenset({"RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"})
 _SOURCE_TYPES: Final = frozenset({"NOTEBOOK", "JOB", "LOCAL", "UNKNOWN", "PROJECT"})
@@ -46,11 +44,6 @@ def _is_plain_json(text: str) -> bool:
     except msgspec.DecodeError:
         return False
     return True
-
-
-def run_problem(run_id: str, message: str, *, code: str = CANNOT_HOLD, path: str = "") -> Problem:
-    """A problem of one run."""
-    return Problem(code=code, message=message, kind="run", id=run_id, path=path, runs=(run_id,))
 
 
 class Limits:

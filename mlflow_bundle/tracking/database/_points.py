@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_bundle._series import sort_series
+from mlflow_bundle._series import numbers, sort_series
 from mlflow_bundle.tracking._port import SERIES_SCHEMA
 from mlflow_bundle.tracking.database._connection import Connection
 
@@ -52,10 +52,10 @@ class PointStage:
     def add(self, table: pa.Table) -> pa.Table:
         """Take the next points, a sorted table of ``SERIES_SCHEMA``. Returns them as they should read back."""
         held = table = self._without_duplicates(self._normal(self._without_refused(table)))
-        owners = _column(table, "owner")
+        owners = numbers(table, "owner")
         if not self._mask.all():
             table = table.filter(pa.array(self._mask[owners]))
-            owners = _column(table, "owner")
+            owners = numbers(table, "owner")
         if table.num_rows:
             self._stage(table, owners)
         return held
@@ -72,14 +72,14 @@ class PointStage:
 
     def _normal(self, table: pa.Table) -> pa.Table:
         """The values as the database gives them back: one NaN, and on SQLite no negative zero."""
-        value = _column(table, "value")
+        value = numbers(table, "value")
         nan = np.isnan(value)
         signs = bool(np.any(nan & np.signbit(value)))
         value = np.where(nan, np.nan, value) if nan.any() else value
         if self.connection.uri.is_sqlite:
             negative = np.signbit(value) & (value == 0)
             if negative.any():
-                self.negative_zeros.update(_column(table, "owner")[negative].tolist())
+                self.negative_zeros.update(numbers(table, "owner")[negative].tolist())
                 value = np.where(negative, 0.0, value)
         table = table.set_column(4, SERIES_SCHEMA.field("value"), pa.array(value))
         return sort_series(table) if signs else table
@@ -94,11 +94,11 @@ class PointStage:
             repeated = repeated[1:]
         if not repeated.any():
             return table
-        self.duplicates.update(_column(table, "owner")[repeated].tolist())
+        self.duplicates.update(numbers(table, "owner")[repeated].tolist())
         return table.filter(pa.array(~repeated))
 
     def _stage(self, table: pa.Table, owners: npt.NDArray[np.int32]) -> None:
-        value = _column(table, "value")
+        value = numbers(table, "value")
         nan = np.isnan(value)
         staged = pa.table(
             {
@@ -191,10 +191,10 @@ def _repeats(table: pa.Table) -> Mask:
     repeated = np.zeros(table.num_rows, dtype=bool)
     if table.num_rows < 2:
         return repeated
-    value = _column(table, "value")
+    value = numbers(table, "value")
     same = (value[1:] == value[:-1]) | (np.isnan(value[1:]) & np.isnan(value[:-1]))
     for name in ("owner", "step", "timestamp"):
-        column = _column(table, name)
+        column = numbers(table, name)
         same &= column[1:] == column[:-1]
     places = np.flatnonzero(same)
     if len(places):
@@ -207,14 +207,9 @@ def _repeats(table: pa.Table) -> Mask:
 def _newest(table: pa.Table) -> Mask:
     """Which rows have the last step and timestamp of their series, as far as this table goes."""
     codes = table.column("key").combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
-    owner, step, time = (_column(table, name) for name in ("owner", "step", "timestamp"))
+    owner, step, time = (numbers(table, name) for name in ("owner", "step", "timestamp"))
     border = np.flatnonzero((owner[1:] != owner[:-1]) | (codes[1:] != codes[:-1]))
     lasts = np.append(border, table.num_rows - 1)
     sizes = np.diff(lasts, prepend=-1)
     newest: Mask = (step == np.repeat(step[lasts], sizes)) & (time == np.repeat(time[lasts], sizes))
     return newest
-
-
-def _column(table: pa.Table, name: str) -> npt.NDArray[Any]:
-    column: npt.NDArray[Any] = table.column(name).combine_chunks().to_numpy(zero_copy_only=False)
-    return column

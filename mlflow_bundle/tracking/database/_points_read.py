@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_bundle._series import sort_series
+from mlflow_bundle._series import numbers, sort_series
 from mlflow_bundle.errors import CorruptError, UsageError
 from mlflow_bundle.tracking._port import SERIES_SCHEMA
 from mlflow_bundle.tracking.database._connection import Connection, literal, literals, slices
@@ -151,14 +151,9 @@ def _series(table: pa.Table, owners: npt.NDArray[np.int32]) -> pa.Table:
 
 def _ties_in_order(series: pa.Table) -> bool:
     """Whether neighbours with the same step are in order whatever their keys are. False only says: look closer."""
-    step = _numbers(series, "step")
+    step = numbers(series, "step")
     same = np.flatnonzero(step[1:] == step[:-1])
     if not len(same):
         return True
-    time = _numbers(series, "timestamp")
+    time = numbers(series, "timestamp")
     return bool(np.all(time[same + 1] > time[same]))
-
-
-def _numbers(table: pa.Table, name: str) -> npt.NDArray[Any]:
-    numbers: npt.NDArray[Any] = table.column(name).combine_chunks().to_numpy(zero_copy_only=False)
-    return numbers

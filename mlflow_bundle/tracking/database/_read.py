@@ -12,6 +12,7 @@ from msgspec import UNSET
 
 from mlflow_bundle.entities import ModelInput, ModelOutput, ModelVersion, Record
 from mlflow_bundle.errors import CorruptError, NotFoundError
+from mlflow_bundle.kinds import PARENT_TAG
 from mlflow_bundle.records import Dataset, DatasetInput, Experiment, KeyValue, Problem, Run, Source, order_key, record_id
 from mlflow_bundle.tracking._filter import matching
 from mlflow_bundle.tracking._port import ArtifactStore, EntityQuery, RunQuery
@@ -116,6 +117,7 @@ class DatabaseSource:
             self._tables = columns_of(self._db)
             self._require_mlflow()
             revision = revision_of(self._db, self._tables)
+            self._entities = EntityReader(self._db, self._tables)
         except BaseException:
             self._db.close()
             raise
@@ -125,10 +127,9 @@ class DatabaseSource:
             version=f"schema {revision}" if revision else "",
             absent=(
                 *(f"{table}.{column}".rstrip(".") for table, column in _LATER if not self._has(table, column or None)),
-                *EntityReader(self._db, self._tables).absent(),
+                *self._entities.absent(),
             ),
         )
-        self._entities = EntityReader(self._db, self._tables)
         self._owned = OwnedReader(self._db, self._tables, self.artifacts)
         self._archived = ArchivedSpans(self._db, self._store)
         self._points = PointReader(self._db, self._tables)
@@ -230,7 +231,7 @@ class DatabaseSource:
         """The runs whose ``mlflow.parentRunId`` tag names one of these, in archive order."""
         found: set[str] = set()
         for ids in slices(sorted(set(run_ids)), BATCH_RUNS):
-            sql = f"SELECT run_uuid FROM tags WHERE key = 'mlflow.parentRunId' AND value IN {literals(ids)}"
+            sql = f"SELECT run_uuid FROM tags WHERE key = '{PARENT_TAG}' AND value IN {literals(ids)}"
             found.update(self._db.fetch(sql, _IDS).column(0).to_pylist())
         return self.runs_by_id(sorted(found))
 

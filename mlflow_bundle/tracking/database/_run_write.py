@@ -15,12 +15,13 @@ import pyarrow as pa
 from mlflow_bundle._parallel import bounded_map, prefetch
 from mlflow_bundle._series import series_digests
 from mlflow_bundle.errors import ServerError, UsageError
+from mlflow_bundle.kinds import PARENT_TAG
 from mlflow_bundle.records import KeyValue, Problem, Run
-from mlflow_bundle.tracking._compare import run_differences
-from mlflow_bundle.tracking._port import ArtifactStore, OpenBlob, PlannedRun, RunResult
+from mlflow_bundle.tracking._compare import record_differences
+from mlflow_bundle.tracking._port import CANNOT_HOLD, NOT_RESTORED, ArtifactStore, OpenBlob, PlannedRun, RunResult, run_problem
 from mlflow_bundle.tracking.database._connection import Connection, literal, literals
 from mlflow_bundle.tracking.database._files import FilesFound, compare_files, write_files
-from mlflow_bundle.tracking.database._limits import CANNOT_HOLD, Limits, run_problem
+from mlflow_bundle.tracking.database._limits import Limits
 from mlflow_bundle.tracking.database._places import Places
 from mlflow_bundle.tracking.database._points import PointStage
 from mlflow_bundle.tracking.database._read import DatabaseSource
@@ -30,7 +31,6 @@ __all__ = ["RunRestorer", "existing_runs", "expected_run"]
 
 #: Threads that write and read artifact files.
 _FILE_THREADS: Final = 8
-_PARENT_TAG: Final = "mlflow.parentRunId"
 
 
 def existing_runs(connection: Connection, run_ids: Iterable[str]) -> set[str]:
@@ -43,7 +43,7 @@ def expected_run(run: Run, places: Places, experiment_id: str, parent_id: str | 
     """The record of a run as it should read back from the database."""
     tags = run.tags
     if parent_id is not None:
-        tags = tuple(KeyValue(key=t.key, value=parent_id) if t.key == _PARENT_TAG else t for t in tags)
+        tags = tuple(KeyValue(key=t.key, value=parent_id) if t.key == PARENT_TAG else t for t in tags)
     location = places.of_run(run, experiment_id)
     return msgspec.structs.replace(run, experiment_id=experiment_id, artifact_uri=location, tags=tags)
 
@@ -172,13 +172,13 @@ class RunRestorer:
         assert work.expected is not None
         what = "is there already and differs" if work.exists else "reads back differently"
         if actual is None:
-            work.fail("the run is not there after it was written", "not-restored")
+            work.fail("the run is not there after it was written", NOT_RESTORED)
             work.differs = True
             return
         work.result.metric_points = series[0]
         if work.exists:  # its files stay where they are
             work.expected = msgspec.structs.replace(work.expected, artifact_uri=actual.artifact_uri)
-        differences = run_differences(work.expected, actual)
+        differences = record_differences(work.expected, actual)
         for difference in differences:
             work.fail(f"the run {what}: {difference}", "run-differs")
         if series != wanted:

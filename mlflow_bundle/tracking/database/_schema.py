@@ -17,6 +17,7 @@ __all__ = ["place_database", "prepare_database"]
 
 #: SQLAlchemy's drivers for PostgreSQL, by which one is tried first.
 _DRIVERS: Final = ("psycopg2", "psycopg", "pg8000")
+_ELSEWHERE: Final = "name a place that can be written"
 
 
 def prepare_database(uri: DatabaseUri) -> str:
@@ -64,7 +65,8 @@ def _create(uri: DatabaseUri) -> None:
     try:
         uri.path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ServerError(f"the folder {str(uri.path.parent)!r} of the database cannot be made: {error.strerror}") from error
+        what = f"the folder {str(uri.path.parent)!r} of the database cannot be made: {error.strerror}"
+        raise ServerError(what, hint=_ELSEWHERE) from error
     if uri.path.exists():
         _create_tables(_engine(f"sqlite:///{uri.path}"))
         return
@@ -95,7 +97,7 @@ def place_database(draft: DatabaseUri, uri: DatabaseUri) -> None:
         finally:
             unfinished.unlink(missing_ok=True)
     except OSError as error:
-        raise ServerError(f"the database {uri.shown} cannot be made: {error.strerror}") from error
+        raise ServerError(f"the database {uri.shown} cannot be made: {error.strerror}", hint=_ELSEWHERE) from error
 
 
 def _engine(url: str) -> Any:

@@ -80,6 +80,8 @@ class DatabaseTarget:
         self._read_back = read_back
         self._places = Places(self._wanted, artifact_root, artifacts_destination)
         self._restorer: EntityRestorer | None = None
+        #: Experiments that were there and are not merged into yet, by id: read when the first one is.
+        self._unmerged: dict[str, Experiment] = {}
         self._lock = threading.RLock()
         revision = prepare_database(self._uri)
         self._db = self._connect()
@@ -232,8 +234,10 @@ class DatabaseTarget:
 
     def _merge(self, experiment: Experiment, tags: Iterable[KeyValue], existing: TargetExperiment) -> None:
         """Add the tags that are missing. What is there stays, and a note says where it differs."""
-        with self._look() as source:
-            there = next((e for e in source.experiments() if e.experiment_id == existing.experiment_id), None)
+        if existing.experiment_id not in self._unmerged:
+            with self._look() as source:
+                self._unmerged = {e.experiment_id: e for e in source.experiments()}
+        there = self._unmerged.pop(existing.experiment_id, None)
         if there is None:
             raise UsageError(f"the database has no experiment {existing.experiment_id}")
         values = {tag.key: tag.value for tag in there.tags}
@@ -353,7 +357,8 @@ def _draft(uri: DatabaseUri) -> tuple[DatabaseUri, tempfile.TemporaryDirectory[s
         return uri, None
     nearest = next(parent for parent in uri.path.absolute().parents if parent.exists())
     if not nearest.is_dir():
-        raise ServerError(f"the folder {str(uri.path.parent)!r} of the database cannot be made: {nearest} is a file")
+        what = f"the folder {str(uri.path.parent)!r} of the database cannot be made: {nearest} is a file"
+        raise ServerError(what, hint="name a place that can be written")
     folder = tempfile.TemporaryDirectory(prefix="mlflow-bundle-")
     return parse_uri(f"sqlite:///{folder.name}/{uri.path.name}"), folder
 

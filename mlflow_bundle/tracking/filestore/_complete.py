@@ -25,7 +25,7 @@ from mlflow_bundle.entities import (
     Trace,
 )
 from mlflow_bundle.errors import BundleError
-from mlflow_bundle.kinds import record_id
+from mlflow_bundle.kinds import PARENT_TAG, record_id
 from mlflow_bundle.records import Problem
 from mlflow_bundle.tracking.filestore import _layout as layout
 from mlflow_bundle.tracking.filestore._catalogue import problem_of
@@ -35,7 +35,6 @@ from mlflow_bundle.tracking.filestore._records import completed, dataset_of
 __all__ = ["Completer", "parent_in"]
 
 _RUN_NAME: Final = "mlflow.runName"
-_PARENT: Final = "mlflow.parentRunId"
 _DATASETS: Final = 256
 
 _R = TypeVar("_R", bound=Record)
@@ -180,5 +179,5 @@ def _trace(trace: Trace, folder: str, unreadable: list[BundleError]) -> Trace:
 
 def parent_in(folder: str) -> str | None:
     """The parent of the run in a folder, from the file of its tag."""
-    path = f"{folder}/{layout.TAGS}/{_PARENT}"
+    path = f"{folder}/{layout.TAGS}/{PARENT_TAG}"
     return layout.read_bytes(path).decode() if os.path.exists(path) else None  # noqa: PTH110

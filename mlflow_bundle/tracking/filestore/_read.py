@@ -10,7 +10,8 @@ from typing import Any, Final, cast
 import pyarrow as pa
 from msgspec import UNSET
 
-from mlflow_bundle._series import segments, sort_series
+from mlflow_bundle._series import sort_series
+from mlflow_bundle._spool import latest_points
 from mlflow_bundle.entities import LoggedModel, ModelVersion, Record, Run, Trace
 from mlflow_bundle.errors import BundleError, CorruptError, UsageError
 from mlflow_bundle.kinds import KINDS, record_id
@@ -189,17 +190,13 @@ class FileSource:
         return table
 
     def _latest(self, runs: Sequence[Run]) -> dict[str, dict[str, float]]:
-        """The latest value of each metric: that of the greatest step, timestamp and value."""
+        """The latest value of each metric by MLflow's rule."""
         ids = [run.run_id for run in runs]
         latest: dict[str, dict[str, float]] = {run_id: {} for run_id in ids}
         for table in self._points("run", ids, SERIES_SCHEMA, RUN_LINES):
-            ordered = sort_series(table)
-            encoded = ordered.column("key").combine_chunks().dictionary_encode()
-            codes = encoded.indices.to_numpy(zero_copy_only=False)
-            owners = ordered.column("owner").to_numpy()
-            names = encoded.dictionary.to_pylist()
-            for _, _, end in segments(owners.astype("int64") * (len(names) + 1) + codes):
-                latest[ids[owners[end - 1]]][names[codes[end - 1]]] = ordered.column("value")[end - 1].as_py()
+            points = latest_points(sort_series(table))
+            for owner, key, value in zip(*(points.column(n).to_pylist() for n in ("owner", "key", "value")), strict=True):
+                latest[ids[owner]][key] = value
         return latest
 
     def _folder(self, kind: str, identity: str) -> str | None:

@@ -23,6 +23,7 @@ __all__ = [
     "experiments",
     "get_run",
     "model_links",
+    "quoted",
     "runs_among",
     "search_runs",
 ]
@@ -36,6 +37,12 @@ _STAGES: Final = {"ALL": ("active", "deleted"), "ACTIVE_ONLY": ("active",), "DEL
 Text = str | UnsetType
 Lifecycle = Literal["active", "deleted"]
 Item = TypeVar("Item")
+
+
+def quoted(text: str) -> str:
+    """``text`` as a string of MLflow's filter language, which knows no escapes."""
+    quote = '"' if "'" in text else "'"
+    return f"{quote}{text}{quote}"
 
 
 class _Pair(msgspec.Struct):
@@ -108,6 +115,7 @@ class RunAnswer(msgspec.Struct):
 
     @property
     def run_id(self) -> str:
+        """The id, which early releases call ``run_uuid``."""
         return self.info.run_id or self.info.run_uuid
 
     @property
@@ -116,6 +124,7 @@ class RunAnswer(msgspec.Struct):
         return tuple(sorted(metric.key for metric in self.data.metrics))
 
     def tag(self, key: str) -> str | None:
+        """The value of a tag, None where the run has no such tag."""
         return next((tag.value for tag in self.data.tags if tag.key == key), None)
 
     def record(self) -> Run:
@@ -150,6 +159,8 @@ class RunPage(msgspec.Struct):
 
 
 class OneRun(msgspec.Struct):
+    """The answer of ``runs/get``."""
+
     run: RunAnswer
 
 

@@ -22,16 +22,24 @@ from mlflow_bundle.errors import NotFoundError, ServerError
 from mlflow_bundle.kinds import order_key, record_id
 from mlflow_bundle.records import Problem
 from mlflow_bundle.tracking._compare import record_differences
-from mlflow_bundle.tracking._port import EntityQuery, EntityResult, IdMap, OpenBlob, PlannedEntity, RestoreOptions
+from mlflow_bundle.tracking._port import (
+    CANNOT_HOLD,
+    DIFFERS,
+    EntityQuery,
+    EntityResult,
+    IdMap,
+    OpenBlob,
+    PlannedEntity,
+    RestoreOptions,
+)
 from mlflow_bundle.tracking._rest import API, RefusedError
 from mlflow_bundle.tracking.rest._config_read import ConfigurationReader
 from mlflow_bundle.tracking.rest._features import SourceServer, Workspaced
 from mlflow_bundle.tracking.rest._once import create_once
-from mlflow_bundle.tracking.rest._road import DIFFERS, Server, not_restored
+from mlflow_bundle.tracking.rest._road import Server, not_restored
 
-__all__ = ["CANNOT_HOLD", "ConfigWriter", "Road", "WebhookRoad", "given_anew"]
+__all__ = ["ConfigWriter", "Road", "WebhookRoad", "given_anew"]
 
-CANNOT_HOLD: Final = "cannot-hold"
 _TAKEN: Final = "name-taken"
 _MISSING: Final = "RESOURCE_DOES_NOT_EXIST"
 _NOT_IMPLEMENTED: Final = 501

@@ -12,11 +12,19 @@ from mlflow_bundle._parallel import bounded_map
 from mlflow_bundle.entities import DatasetRecord, EvaluationDataset
 from mlflow_bundle.errors import AuthError, ServerError
 from mlflow_bundle.kinds import record_id
-from mlflow_bundle.tracking._port import SOURCE_TAG_PREFIX, EntityResult, IdMap, OpenBlob, PlannedEntity, RestoreOptions
+from mlflow_bundle.tracking._port import (
+    DIFFERS,
+    SOURCE_TAG_PREFIX,
+    EntityResult,
+    IdMap,
+    OpenBlob,
+    PlannedEntity,
+    RestoreOptions,
+)
 from mlflow_bundle.tracking.rest._evaluation_common import API3, NO_IDS, NO_USERS, canonical, expect, loaded
 from mlflow_bundle.tracking.rest._expected import keep_earlier
 from mlflow_bundle.tracking.rest._once import create_once
-from mlflow_bundle.tracking.rest._road import DIFFERS, SOURCE_BUNDLE, Server, not_restored, pages, tag_map
+from mlflow_bundle.tracking.rest._road import SOURCE_BUNDLE, Server, not_restored, paged, tag_map
 
 __all__ = ["DatasetWriter"]
 
@@ -98,7 +106,7 @@ class DatasetWriter:
             return self._server.post("datasets/search", body, api=API3)
 
         found = {}
-        for dataset in pages(ask, "datasets"):
+        for dataset in paged(ask, "datasets"):
             tags = json.loads(dataset.get("tags") or "{}")
             if tags.get(SOURCE_BUNDLE) == self._server.bundle_id and _SOURCE_DATASET in tags:
                 found[tags[_SOURCE_DATASET]] = str(dataset["dataset_id"])

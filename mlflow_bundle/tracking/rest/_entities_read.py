@@ -19,12 +19,13 @@ from mlflow_bundle.entities import DatasetRecord, EvaluationDataset, Issue, Labe
 from mlflow_bundle.errors import AuthError, ServerError, UnsupportedError
 from mlflow_bundle.kinds import KINDS, order_key
 from mlflow_bundle.records import Problem
+from mlflow_bundle.tracking._matching import matches
 from mlflow_bundle.tracking._port import ArtifactStore, EntityQuery
 from mlflow_bundle.tracking._rest import RefusedError, RestClient
 from mlflow_bundle.tracking.rest._answers import chunks
 from mlflow_bundle.tracking.rest._config_read import ConfigurationReader
 from mlflow_bundle.tracking.rest._features import API3, SourceServer, Workspaced
-from mlflow_bundle.tracking.rest._listing import Answer, decimal, in_batches, json_text, listed, matches, record
+from mlflow_bundle.tracking.rest._listing import Answer, decimal, in_batches, json_text, listed, record
 from mlflow_bundle.tracking.rest._models_read import LoggedModels, ModelRegistry
 from mlflow_bundle.tracking.rest._traces_read import TraceReader
 
@@ -193,10 +194,11 @@ class _Evaluation:
 
     def dataset_records(self, query: EntityQuery) -> Iterator[Record]:
         """The records of all datasets in archive order, page by page: no dataset is ever held as a whole."""
+        parents = None if query.parents is None else frozenset(query.parents)
         chosen = [
             (workspace, answer["dataset_id"])
             for workspace, answer in self._datasets()
-            if query.parents is None or answer["dataset_id"] in query.parents
+            if parents is None or answer["dataset_id"] in parents
         ]
         first = self._server.map(lambda one: _record_page(*one), chosen)
         streams = [_records_of(*dataset, page) for dataset, page in zip(chosen, first, strict=True)]

@@ -11,13 +11,12 @@ from mlflow_bundle._parallel import bounded_map
 from mlflow_bundle.entities import Record, Run
 from mlflow_bundle.kinds import record_id
 from mlflow_bundle.records import Problem
-from mlflow_bundle.tracking._port import EntityResult, IdMap, OpenBlob, PlannedEntity, RestoreOptions
+from mlflow_bundle.tracking._port import CANNOT_HOLD, EntityResult, IdMap, OpenBlob, PlannedEntity, RestoreOptions, run_problem
 from mlflow_bundle.tracking.rest._config_write import ConfigWriter, Road, WebhookRoad
 from mlflow_bundle.tracking.rest._evaluation_write import EvaluationWriter
 from mlflow_bundle.tracking.rest._features import TRACES_3, Features
 from mlflow_bundle.tracking.rest._gateway_write import BudgetRoad, DefinitionRoad, EndpointRoad, GuardrailRoad, SecretRoad
 from mlflow_bundle.tracking.rest._judges_write import JudgeWriter
-from mlflow_bundle.tracking.rest._limits import CANNOT_HOLD, run_problem
 from mlflow_bundle.tracking.rest._logged_models_write import LoggedModelWriter
 from mlflow_bundle.tracking.rest._mcp_write import McpAccessRoad, McpServerRoad, McpVersionRoad
 from mlflow_bundle.tracking.rest._registry_write import RegistryWriter

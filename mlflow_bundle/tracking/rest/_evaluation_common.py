@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
-from mlflow_bundle.tracking._port import EntityResult, IdMap
-from mlflow_bundle.tracking.rest._road import DIFFERS, not_restored
+from mlflow_bundle.tracking._port import DIFFERS, EntityResult, IdMap
+from mlflow_bundle.tracking.rest._road import not_restored
 
 __all__ = ["API3", "NO_IDS", "NO_USERS", "canonical", "expect", "loaded", "restored_experiment"]
 

@@ -10,8 +10,9 @@ from typing import Any, Final
 import msgspec
 from msgspec import UNSET
 
+from mlflow_bundle.kinds import PARENT_TAG
 from mlflow_bundle.records import DatasetInput, KeyValue, Run
-from mlflow_bundle.tracking._compare import run_differences
+from mlflow_bundle.tracking._compare import record_differences
 from mlflow_bundle.tracking._port import SOURCE_TAG_PREFIX, PlannedRun
 from mlflow_bundle.tracking.rest._limits import RUN_NAME_CHARS, Limits
 
@@ -26,7 +27,6 @@ COMPLETE: Final = "complete"
 DIGEST_TAG: Final = SOURCE_TAG_PREFIX + "digest"
 
 _RUN_NAME: Final = "mlflow.runName"
-_PARENT: Final = "mlflow.parentRunId"
 #: What a server writes itself into the columns that no endpoint sets.
 _COLUMNS: Final = {
     "deleted_time": UNSET,
@@ -98,7 +98,7 @@ class Expected:
             inputs=tuple(entry for entry in found.inputs if _identity(entry) in datasets),
         )
         wanted = msgspec.structs.replace(self.record, run_id=found.run_id, artifact_uri=found.artifact_uri)
-        return run_differences(wanted, ours), [f"the run at the target has {what} besides" for what in besides]
+        return record_differences(wanted, ours), [f"the run at the target has {what} besides" for what in besides]
 
 
 def _identity(entry: DatasetInput) -> tuple[str, str]:
@@ -122,9 +122,9 @@ def expect(planned: PlannedRun, limits: Limits, bundle_id: str) -> Expected:
     if run.end_time == 0:
         notes.append("a server shows the end time 0 as none")
     ours = _source_tags(run, bundle_id, absent)
-    if planned.parent_id is not None and _PARENT in tags:
-        ours[SOURCE_TAG_PREFIX + "parent_run_id"] = tags[_PARENT]
-        tags[_PARENT] = planned.parent_id
+    if planned.parent_id is not None and PARENT_TAG in tags:
+        ours[SOURCE_TAG_PREFIX + "parent_run_id"] = tags[PARENT_TAG]
+        tags[PARENT_TAG] = planned.parent_id
     keep_earlier(tags, ours)
     user = run.user_id or ""
     record = Run(

@@ -11,8 +11,8 @@ from msgspec.structs import replace
 
 from mlflow_bundle.entities import Scorer
 from mlflow_bundle.records import Problem
-from mlflow_bundle.tracking._port import EntityResult, IdMap, OpenBlob, PlannedEntity, RestoreOptions
-from mlflow_bundle.tracking.rest._config_write import CANNOT_HOLD, ConfigWriter
+from mlflow_bundle.tracking._port import CANNOT_HOLD, EntityResult, IdMap, OpenBlob, PlannedEntity, RestoreOptions
+from mlflow_bundle.tracking.rest._config_write import ConfigWriter
 from mlflow_bundle.tracking.rest._gateway_write import EndpointRoad
 from mlflow_bundle.tracking.rest._road import not_restored
 

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from mlflow_bundle.records import DatasetInput, Experiment, KeyValue, Problem, Run
+from mlflow_bundle.tracking._port import CANNOT_HOLD, run_problem
 
-__all__ = ["CANNOT_HOLD", "RUN_NAME_CHARS", "Limits", "run_problem"]
-
-#: The code of problems about something that the target cannot hold.
-CANNOT_HOLD: Final = "cannot-hold"
+__all__ = ["RUN_NAME_CHARS", "Limits"]
 
 #: (first release, longest param, run tag and experiment tag in characters)
 _LENGTHS: Final = (
@@ -65,7 +63,7 @@ class Limits:
         return cls(release >= _COLON_SINCE, param, tag, experiment_tag)
 
     def key(self, key: str) -> str | None:
-        """A metric key, param key or tag key."""
+        """Why the server would refuse the key of a metric, param or tag, or None."""
         if len(key) > _KEY_CHARS:
             return f"the key has {len(key)} characters, the server takes {_KEY_CHARS}"
         if not (_NAME_WITH_COLON if self.colon else _NAME).fullmatch(key):
@@ -77,22 +75,27 @@ class Limits:
         return None
 
     def param(self, param: KeyValue) -> str | None:
+        """Why the server would refuse a param of a run, or None."""
         return self.key(param.key) or _too_long("value", param.value, self.param_chars)
 
     def tag(self, tag: KeyValue) -> str | None:
+        """Why the server would refuse a tag of a run, or None."""
         if tag.key == _RUN_NAME_TAG and not tag.value:
             return "the server takes no empty run name"
         return self.key(tag.key) or _too_long("value", tag.value, self.tag_chars)
 
     def user(self, user: str) -> str | None:
+        """Why the server would refuse the name of a user, or None."""
         return _too_long("name", user, _USER_CHARS)
 
     def experiment_tag(self, tag: KeyValue) -> str | None:
+        """Why an experiment must not get this tag, or None."""
         if tag.key == _ARCHIVE_NOW:
             return "it would make the server archive its traces"
         return self.key(tag.key) or _too_long("value", tag.value, self.experiment_tag_chars)
 
     def dataset_input(self, entry: DatasetInput) -> str | None:
+        """Why the server would refuse a dataset input of a run, or None."""
         for field, chars in _DATASET_CHARS.items():
             reason = _too_long(field, getattr(entry.dataset, field) or "", chars)
             if reason:
@@ -131,11 +134,6 @@ class Limits:
         if name_tag and run.run_name and name_tag != run.run_name:
             yield f"the tag {_RUN_NAME_TAG!r} is left out: a server keeps it equal to the run name {run.run_name!r}"
         yield from (reason for reason in reasons if reason)
-
-
-def run_problem(run_id: str, message: str, *, code: str = CANNOT_HOLD, path: str = "") -> Problem:
-    """A problem of one archived run."""
-    return Problem(code=code, message=message, kind="run", id=run_id, path=path, runs=(run_id,))
 
 
 def _reason(what: str, why: str | None) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -11,11 +11,10 @@ from msgspec import UNSET, UnsetType
 
 from mlflow_bundle.entities import Record
 from mlflow_bundle.errors import ServerError
-from mlflow_bundle.kinds import KINDS, order_key, record_id
-from mlflow_bundle.tracking._port import EntityQuery
+from mlflow_bundle.kinds import order_key
 from mlflow_bundle.tracking._rest import Params, RestClient
 
-__all__ = ["Answer", "decimal", "in_batches", "json_text", "listed", "matches", "pages", "record"]
+__all__ = ["Answer", "decimal", "in_batches", "json_text", "listed", "pages", "record"]
 
 Answer = dict[str, Any]
 Some = TypeVar("Some", bound=Record)
@@ -84,35 +83,6 @@ def json_text(value: Any) -> str | UnsetType:
 def decimal(value: float | str | None) -> str | UnsetType:
     """A number as the shortest text that reads back as the same double."""
     return UNSET if value is None else repr(float(value))
-
-
-def matches(kind: str, query: EntityQuery) -> Callable[[Record], bool]:
-    """Whether a record meets all restrictions of the query."""
-    known = KINDS[kind]
-    wanted = {name: frozenset(ids) for name, ids in _restrictions(query) if ids is not None}
-    named = {"run_ids": "run", "parents": _parent(kind)}
-
-    def holds(record: Record, restriction: str, ids: frozenset[str]) -> bool:
-        if restriction == "ids":
-            return record_id(record) in ids
-        if restriction == "experiment_ids":
-            return not ids.isdisjoint(known.experiments(record))
-        return any(other == named[restriction] and name in ids for other, name in known.references(record))
-
-    return lambda record: all(holds(record, restriction, ids) for restriction, ids in wanted.items())
-
-
-def _restrictions(query: EntityQuery) -> Iterator[tuple[str, tuple[str, ...] | None]]:
-    yield from (
-        ("ids", query.ids),
-        ("experiment_ids", query.experiment_ids),
-        ("run_ids", query.run_ids),
-        ("parents", query.parents),
-    )
-
-
-def _parent(kind: str) -> str:
-    return {"model_version": "registered_model", "dataset_record": "evaluation_dataset"}.get(kind, "")
 
 
 def in_batches(records: Iterable[Record], *, in_order: bool = False) -> Iterator[list[Record]]:

@@ -16,12 +16,21 @@ from mlflow_bundle._digests import file_hex, hex_of
 from mlflow_bundle._parallel import bounded_map
 from mlflow_bundle.entities import KeyValue, LoggedModel, Run
 from mlflow_bundle.records import Problem
-from mlflow_bundle.tracking._port import SOURCE_TAG_PREFIX, EntityResult, IdMap, OpenBlob, PlannedEntity, RestoreOptions
+from mlflow_bundle.tracking._port import (
+    CANNOT_HOLD,
+    DIFFERS,
+    SOURCE_TAG_PREFIX,
+    EntityResult,
+    IdMap,
+    OpenBlob,
+    PlannedEntity,
+    RestoreOptions,
+)
 from mlflow_bundle.tracking.rest._answers import chunks
 from mlflow_bundle.tracking.rest._expected import COMPLETE, DIGEST_TAG, RESTORE_TAG, STARTED, completion, keep_earlier
 from mlflow_bundle.tracking.rest._model_links import ModelLinks, WritableRuns
 from mlflow_bundle.tracking.rest._once import create_once
-from mlflow_bundle.tracking.rest._road import DIFFERS, SOURCE_BUNDLE, Server, not_restored, pages, tag_map
+from mlflow_bundle.tracking.rest._road import SOURCE_BUNDLE, Server, not_restored, paged, tag_map
 
 __all__ = ["LoggedModelWriter"]
 
@@ -97,7 +106,7 @@ class LoggedModelWriter:
         """Names that a server refuses; a database may have them."""
         if model.name and any(character in model.name for character in "/:.%\"'"):
             message = f"logged model {model.model_id}: the server takes no name like {model.name!r}"
-            return [Problem(code="cannot-hold", kind="logged_model", id=model.model_id, message=message)]
+            return [Problem(code=CANNOT_HOLD, kind="logged_model", id=model.model_id, message=message)]
         return []
 
     def restore(
@@ -150,7 +159,7 @@ class LoggedModelWriter:
 
     def _search(self, experiment_ids: Sequence[str], text: str) -> Iterator[dict[str, Any]]:
         body = {"experiment_ids": experiment_ids, "max_results": _PAGE, "filter": text}
-        return pages(lambda token: self._server.post("logged-models/search", {**body, "page_token": token}), "models")
+        return paged(lambda token: self._server.post("logged-models/search", {**body, "page_token": token}), "models")
 
     def _restore(self, job: _Job, ids: IdMap, open_blob: OpenBlob) -> None:
         model, result = job.model, job.result
@@ -271,7 +280,7 @@ class LoggedModelWriter:
             target = ids.find("run", run)
             if target is None:
                 message = f"{len(points)} metric points are left out: their run {run} was not restored"
-                result.problems.append(not_restored(result, message, code="cannot-hold"))
+                result.problems.append(not_restored(result, message, code=CANNOT_HOLD))
                 continue
             missing = [point for point in points if _identity({**point, "run_id": target}) not in there]
             if missing:

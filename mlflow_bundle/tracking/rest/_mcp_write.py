@@ -12,12 +12,12 @@ from msgspec.structs import replace
 
 from mlflow_bundle.entities import KeyValue, McpAccessEndpoint, McpServer, McpServerVersion
 from mlflow_bundle.kinds import record_id
-from mlflow_bundle.tracking._port import EntityResult, IdMap
+from mlflow_bundle.tracking._port import DIFFERS, EntityResult, IdMap
 from mlflow_bundle.tracking._rest import RefusedError
 from mlflow_bundle.tracking.rest._config_write import Road
 from mlflow_bundle.tracking.rest._expected import COMPLETE, RESTORE_TAG, STARTED, keep_earlier
 from mlflow_bundle.tracking.rest._features import API3
-from mlflow_bundle.tracking.rest._road import DIFFERS, Server, not_restored, tag_map
+from mlflow_bundle.tracking.rest._road import Server, not_restored, tag_map
 
 __all__ = ["McpAccessRoad", "McpServerRoad", "McpVersionRoad"]
 

@@ -9,8 +9,8 @@ from threading import Lock
 from typing import cast
 
 from mlflow_bundle.entities import Run
-from mlflow_bundle.tracking._port import EntityResult, IdMap, PlannedEntity
-from mlflow_bundle.tracking.rest._road import DIFFERS, Server, not_restored
+from mlflow_bundle.tracking._port import DIFFERS, EntityResult, IdMap, PlannedEntity
+from mlflow_bundle.tracking.rest._road import Server, not_restored
 
 __all__ = ["ModelLinks", "WritableRuns"]
 

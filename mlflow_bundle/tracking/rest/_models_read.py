@@ -13,10 +13,11 @@ import pyarrow as pa
 
 from mlflow_bundle.entities import LoggedModel, ModelVersion, Record, RegisteredModel
 from mlflow_bundle.errors import NotFoundError
+from mlflow_bundle.kinds import PROMPT_TAG
 from mlflow_bundle.records import Problem
 from mlflow_bundle.tracking._port import ROW_SCHEMAS, EntityQuery
 from mlflow_bundle.tracking._rest import API, RefusedError, RestClient
-from mlflow_bundle.tracking.rest._answers import chunks
+from mlflow_bundle.tracking.rest._answers import chunks, quoted
 from mlflow_bundle.tracking.rest._features import SourceServer, Workspaced
 from mlflow_bundle.tracking.rest._listing import Answer, listed, pages, record
 from mlflow_bundle.tracking.rest._releases import PROMPTS_SINCE, release_of
@@ -33,8 +34,7 @@ _EXPERIMENTS_PER_SEARCH: Final = 1_000
 _FEW_NAMES: Final = 20
 _STATUS: Final = "LOGGED_MODEL_"
 #: Searches leave prompts out unless they are asked for.
-_IS_PROMPT: Final = "mlflow.prompt.is_prompt"
-_PROMPTS: Final = f"tags.`{_IS_PROMPT}` = 'true'"
+_PROMPTS: Final = f"tags.`{PROMPT_TAG}` = 'true'"
 
 
 class _List(NamedTuple):
@@ -200,7 +200,7 @@ class LoggedModels:
         """Those of the models (experiment, id) that are not deleted."""
         body = {
             "experiment_ids": sorted({experiment for experiment, _ in models}),
-            "filter": f"model_id IN ({', '.join(f'{chr(39)}{model}{chr(39)}' for _, model in models)})",
+            "filter": f"model_id IN ({', '.join(quoted(model) for _, model in models)})",
             "max_results": len(models) + 1,
         }
         return list(chain.from_iterable(pages(workspace.client, _SEARCH, "models", body, item=item, post=True)))
@@ -315,7 +315,7 @@ class ModelRegistry:
         prompts: dict[tuple[str | None, str], Workspaced] = {}
         for workspace, answer in found:
             numbers[workspace.name, answer["name"]].add(int(answer["version"]))
-            if any(tag.get("key") == _IS_PROMPT and tag.get("value") == "true" for tag in answer.get("tags") or ()):
+            if any(tag.get("key") == PROMPT_TAG and tag.get("value") == "true" for tag in answer.get("tags") or ()):
                 prompts[workspace.name, answer["name"]] = workspace
         ids = tuple({name if home in (None, "default") else f"{home}/{name}" for home, name in prompts})
         asked = []

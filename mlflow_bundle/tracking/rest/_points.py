@@ -40,6 +40,7 @@ class Batch(NamedTuple):
     rows: pa.Table
 
     def points(self) -> list[Point]:
+        """The points as ``log-batch`` takes them: what JSON has no number for is a text."""
         keys, steps, timestamps, values = (self.rows.column(name).to_pylist() for name in ("key", "step", "timestamp", "value"))
         said = [value if math.isfinite(value) else _spell(value) for value in values]
         return [Point(*point) for point in zip(keys, said, timestamps, steps, strict=True)]

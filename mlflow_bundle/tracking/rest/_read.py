@@ -17,6 +17,7 @@ from msgspec import UNSET
 from mlflow_bundle._parallel import bounded_map
 from mlflow_bundle.entities import LoggedModel, ModelVersion, Trace
 from mlflow_bundle.errors import NotFoundError, ServerError, StorageError, UsageError
+from mlflow_bundle.kinds import PARENT_TAG
 from mlflow_bundle.records import Experiment, Problem, Record, Run, Source, order_key, record_id
 from mlflow_bundle.tracking._port import ArtifactStore, EntityQuery, RunQuery
 from mlflow_bundle.tracking._rest import RefusedError, RestClient
@@ -32,6 +33,7 @@ from mlflow_bundle.tracking.rest._answers import (
     chunks,
     get_run,
     model_links,
+    quoted,
     runs_among,
     search_runs,
 )
@@ -50,7 +52,6 @@ _FEW_RUNS: Final = 20
 #: From so many parents on, reading all nested runs is cheaper than one search per parent.
 _MANY_PARENTS: Final = 200
 _VIEWS: Final = {"all": "ALL", "active": "ACTIVE_ONLY", "deleted": "DELETED_ONLY"}
-_PARENT: Final = "mlflow.parentRunId"
 _BY_START: Final = ("attributes.start_time ASC",)
 _ABSENT: Final = tuple(
     f"run.{field}" for field in ("deleted_time", "source_type", "source_name", "entry_point_name", "source_version")
@@ -137,9 +138,9 @@ class RestSource:
         """The runs whose ``mlflow.parentRunId`` tag names one of these, in archive order."""
         parents = set(run_ids)
         if len(parents) > _MANY_PARENTS:
-            filters = [f"tags.`{_PARENT}` LIKE '%'"]
+            filters = [f"tags.`{PARENT_TAG}` LIKE '%'"]
         else:
-            filters = [f"tags.`{_PARENT}` = {_quoted(parent)}" for parent in sorted(parents)]
+            filters = [f"tags.`{PARENT_TAG}` = {quoted(parent)}" for parent in sorted(parents)]
         ids = self._experiment_ids()
         searches = [
             SearchRuns(group, filter=text, run_view_type="ALL", order_by=_BY_START)
@@ -149,7 +150,7 @@ class RestSource:
         ]
         asked = self._map(lambda search: all_runs(self._home(search.experiment_ids[0]), search), searches)
         answers = chain.from_iterable(asked)
-        found = {run.run_id: run for run in answers if run.tag(_PARENT) in parents}
+        found = {run.run_id: run for run in answers if run.tag(PARENT_TAG) in parents}
         return self._complete(sorted((self._record(run) for run in found.values()), key=order_key))
 
     def metric_counts(self, run_ids: Sequence[str]) -> None:
@@ -363,9 +364,3 @@ def _must_be_here(location: str, version: ModelVersion) -> None:
             f"the folder {location} of version {version.version} of {version.name!r} is not on this machine",
             hint="run on the machine of the server, or where its folder is mounted",
         )
-
-
-def _quoted(text: str) -> str:
-    """``text`` as a string of MLflow's filter language, which knows no escapes."""
-    quote = '"' if "'" in text else "'"
-    return f"{quote}{text}{quote}"

@@ -9,6 +9,7 @@ from typing import Any, Final, cast
 
 from mlflow_bundle._parallel import bounded_map
 from mlflow_bundle.entities import Alias, KeyValue, ModelVersion, RegisteredModel
+from mlflow_bundle.kinds import PROMPT_TAG
 from mlflow_bundle.tracking._port import SOURCE_TAG_PREFIX, IdMap
 from mlflow_bundle.tracking._references import EXPERIMENTS_OF_PROMPT, prompt_experiments
 from mlflow_bundle.tracking._rest import API, RefusedError
@@ -18,7 +19,6 @@ from mlflow_bundle.tracking.rest._road import Server
 
 __all__ = ["PROMPT_TAG", "RESERVED_ALIAS", "Answer", "Registry", "TargetModel", "aliases_of", "as_list", "is_prompt"]
 
-PROMPT_TAG: Final = "mlflow.prompt.is_prompt"
 #: Aliases that no user may set.
 RESERVED_ALIAS: Final = re.compile(r"latest|v\d+", re.IGNORECASE)
 _PROMPTS: Final = f"tags.`{PROMPT_TAG}` = 'true'"

@@ -9,7 +9,16 @@ from typing import Any, Final, cast
 from mlflow_bundle.entities import ModelVersion, RegisteredModel
 from mlflow_bundle.kinds import record_id
 from mlflow_bundle.records import Problem
-from mlflow_bundle.tracking._port import SOURCE_TAG_PREFIX, EntityResult, IdMap, OpenBlob, PlannedEntity, RestoreOptions
+from mlflow_bundle.tracking._port import (
+    CANNOT_HOLD,
+    DIFFERS,
+    SOURCE_TAG_PREFIX,
+    EntityResult,
+    IdMap,
+    OpenBlob,
+    PlannedEntity,
+    RestoreOptions,
+)
 from mlflow_bundle.tracking._references import EXPERIMENTS_OF_PROMPT, prompt_experiments
 from mlflow_bundle.tracking.rest._expected import DIGEST_TAG, STARTED
 from mlflow_bundle.tracking.rest._once import create_once
@@ -22,7 +31,7 @@ from mlflow_bundle.tracking.rest._registry_common import (
     as_list,
     is_prompt,
 )
-from mlflow_bundle.tracking.rest._road import DIFFERS, SOURCE_BUNDLE, Server, not_restored, tag_map
+from mlflow_bundle.tracking.rest._road import SOURCE_BUNDLE, Server, not_restored, tag_map
 from mlflow_bundle.tracking.rest._versions_write import LAST_VERSION, VersionWriter
 
 __all__ = ["RegistryWriter"]
@@ -54,7 +63,7 @@ class RegistryWriter:
             if _NAME.search(record.name):
                 reasons.append("the server takes no name with a slash or a colon")
         what = f"{kind.replace('_', ' ')} {record_id(record)}"
-        return [Problem(code="cannot-hold", kind=kind, id=record_id(record), message=f"{what}: {why}") for why in reasons]
+        return [Problem(code=CANNOT_HOLD, kind=kind, id=record_id(record), message=f"{what}: {why}") for why in reasons]
 
     def restore_models(
         self, planned: Sequence[PlannedEntity], ids: IdMap, _: OpenBlob, __: RestoreOptions

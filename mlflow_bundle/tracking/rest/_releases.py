@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from mlflow_bundle.entities import ModelVersion, Record, RegisteredModel
-from mlflow_bundle.kinds import KINDS
+from mlflow_bundle.kinds import KINDS, PROMPT_TAG
 from mlflow_bundle.tracking._port import PlannedEntity
 from mlflow_bundle.tracking.artifacts._own import own_location
 
@@ -36,7 +36,6 @@ FIELDS_SINCE: Final[Mapping[str, Mapping[str, Release]]] = {
     "scorer": {"online": (3, 9)},
 }
 PROMPTS_SINCE: Final[Release] = (2, 21)
-_PROMPT_TAG: Final = "mlflow.prompt.is_prompt"
 _LOGGED_MODEL: Final = "logged_model"
 _NOTHING: Final = ("null", (), "")
 
@@ -53,7 +52,7 @@ def no_place(record: Record, offered: Collection[str], release: Release) -> str 
     """Why a server that offers these kinds has no place for this record at all, or None."""
     if not isinstance(record, RegisteredModel | ModelVersion):
         return None
-    if release < PROMPTS_SINCE and any(tag.key == _PROMPT_TAG and tag.value.lower() == "true" for tag in record.tags):
+    if release < PROMPTS_SINCE and any(tag.key == PROMPT_TAG and tag.value.lower() == "true" for tag in record.tags):
         return "it is left out: it is a prompt, and the server knows none (releases before 2.21)"
     references = KINDS[str(record.__struct_config__.tag)].references(record)
     models = [identity for kind, identity in references if kind == _LOGGED_MODEL]

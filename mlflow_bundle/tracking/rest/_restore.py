@@ -14,7 +14,17 @@ import pyarrow as pa
 from mlflow_bundle._digests import file_hex
 from mlflow_bundle._parallel import bounded_map
 from mlflow_bundle.errors import AuthError, BundleError, ServerError
-from mlflow_bundle.tracking._port import SOURCE_TAG_PREFIX, ArtifactStore, OpenBlob, PlannedRun, RunResult
+from mlflow_bundle.tracking._port import (
+    CANNOT_HOLD,
+    DIFFERS,
+    NOT_RESTORED,
+    SOURCE_TAG_PREFIX,
+    ArtifactStore,
+    OpenBlob,
+    PlannedRun,
+    RunResult,
+    run_problem,
+)
 from mlflow_bundle.tracking._rest import API, RefusedError, RestClient
 from mlflow_bundle.tracking.rest._answers import (
     IDS_PER_SEARCH,
@@ -28,14 +38,12 @@ from mlflow_bundle.tracking.rest._answers import (
 )
 from mlflow_bundle.tracking.rest._expected import COMPLETE, DIGEST_TAG, RESTORE_TAG, STARTED, Expected, completion
 from mlflow_bundle.tracking.rest._history import HistoryReader
-from mlflow_bundle.tracking.rest._limits import CANNOT_HOLD, Limits, run_problem
+from mlflow_bundle.tracking.rest._limits import Limits
 from mlflow_bundle.tracking.rest._once import create_once
 from mlflow_bundle.tracking.rest._points import Batch, Point, PointsDigester, batches, holdable
 
 __all__ = ["Job", "Restorer"]
 
-_NOT_RESTORED: Final = "not-restored"
-_DIFFERS: Final = "restored-differs"
 _RUN_NAME: Final = "mlflow.runName"
 
 Item = TypeVar("Item")
@@ -61,7 +69,7 @@ class Job:
         assert self.result.run_id is not None
         return self.result.run_id
 
-    def report(self, message: str, *, code: str = _NOT_RESTORED, path: str = "") -> None:
+    def report(self, message: str, *, code: str = NOT_RESTORED, path: str = "") -> None:
         """Add a problem. What the target cannot hold does not make the run a failure."""
         self.result.problems.append(run_problem(self.planned.source.run_id, message, code=code, path=path))
         self.failed = self.failed or code != CANNOT_HOLD
@@ -269,14 +277,14 @@ class Restorer:
         there = [(owner, job, answers[job.run_id]) for owner, job in alive if job.run_id in answers]
         for _, job in alive:
             if job.run_id not in answers:
-                job.report(f"the run {job.run_id} is not at the target when it is read back", code=_DIFFERS)
+                job.report(f"the run {job.run_id} is not at the target when it is read back", code=DIFFERS)
         found = PointsDigester(len(there))
         for table in self._reader.tables([job.run_id for _, job, _ in there], [answer.metric_keys for *_, answer in there]):
             found.add(table)
         for (owner, job, answer), (exact, kept) in zip(there, found.result(), strict=True):
             differences, besides = job.expected.compare(answer.record())
             for difference in differences:
-                job.report(f"read back from the target: {difference}", code=_DIFFERS)
+                job.report(f"read back from the target: {difference}", code=DIFFERS)
             job.result.notes += job.expected.notes + besides
             job.result.metric_points = exact[0]
             if exact != wanted[owner][0]:
@@ -284,7 +292,7 @@ class Restorer:
             if kept != wanted[owner][1]:
                 rows = wanted[owner][1][0]
                 message = f"{kept[0]} metric points were read back from the target where {rows} were expected, or others"
-                job.report(message, code=_DIFFERS)
+                job.report(message, code=DIFFERS)
 
     def _compare_file(self, pair: tuple[Job, Any]) -> None:
         job, (path, size, sha256) = pair
@@ -292,7 +300,7 @@ class Restorer:
         with job.store.open(path) as stream:
             found = file_hex(stream)
         if found != sha256:
-            job.report(f"the file {path!r} was read back from the target with other content", code=_DIFFERS, path=path)
+            job.report(f"the file {path!r} was read back from the target with other content", code=DIFFERS, path=path)
             return
         job.result.files += 1
         job.result.file_bytes += size
@@ -306,7 +314,7 @@ class Restorer:
         deleted = self._answers(jobs, "DELETED_ONLY") if jobs else {}
         for job in jobs:
             if job.run_id not in deleted:
-                job.report(f"the run {job.run_id} is not deleted at the target", code=_DIFFERS)
+                job.report(f"the run {job.run_id} is not deleted at the target", code=DIFFERS)
 
 
 def _send_file(open_blob: OpenBlob, pair: tuple[Job, Any]) -> None:

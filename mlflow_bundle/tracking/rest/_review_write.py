@@ -15,7 +15,7 @@ from mlflow_bundle.tracking._rest import RefusedError
 from mlflow_bundle.tracking.rest._answers import chunks
 from mlflow_bundle.tracking.rest._evaluation_common import API3, NO_IDS, NO_USERS, expect, loaded, restored_experiment
 from mlflow_bundle.tracking.rest._once import create_once
-from mlflow_bundle.tracking.rest._road import Server, pages
+from mlflow_bundle.tracking.rest._road import Server, paged
 
 __all__ = ["ReviewWriter"]
 
@@ -184,7 +184,7 @@ class ReviewWriter:
             params = {"queue_id": queue_id, "max_results": _PAGE, **({"page_token": token} if token else {})}
             return self._server.get("review-queues/items/list", params, api=API3)
 
-        return {item["item_id"]: item for item in pages(ask, "items")}
+        return {item["item_id"]: item for item in paged(ask, "items")}
 
     def _add_items(self, queue: ReviewQueue, result: EntityResult) -> None:
         """Add the traces; those that are there keep their state."""
@@ -264,7 +264,7 @@ class ReviewWriter:
             body = {"experiment_id": experiment, "max_results": _PAGE, **({"page_token": token} if token else {})}
             return self._server.post("issues/search", body, api=API3)
 
-        return sorted(pages(ask, "issues"), key=lambda issue: int(issue.get("created_timestamp") or 0))
+        return sorted(paged(ask, "issues"), key=lambda issue: int(issue.get("created_timestamp") or 0))
 
     def _claim(self, experiment: str, body: Mapping[str, Any]) -> Answer | None:
         """Take an issue that is like this one, which no other takes then."""
@@ -298,7 +298,7 @@ class ReviewWriter:
             params = {"experiment_id": experiment, **({"page_token": token} if token else {})}
             return self._server.get(endpoint, params, api=API3)
 
-        return pages(ask, member)
+        return paged(ask, member)
 
 
 def _compare_schema(schema: LabelSchema, result: EntityResult, there: Mapping[str, Answer]) -> None:

@@ -15,13 +15,19 @@ from mlflow_bundle.entities import KeyValue, Record
 from mlflow_bundle.errors import AuthError, BundleError, ServerError
 from mlflow_bundle.kinds import record_id
 from mlflow_bundle.records import Problem
-from mlflow_bundle.tracking._port import SOURCE_TAG_PREFIX, ArtifactStore, EntityResult, OpenBlob, PlannedEntity
+from mlflow_bundle.tracking._port import (
+    DIFFERS,
+    NOT_RESTORED,
+    SOURCE_TAG_PREFIX,
+    ArtifactStore,
+    EntityResult,
+    OpenBlob,
+    PlannedEntity,
+)
 from mlflow_bundle.tracking._rest import API, RestClient
 
-__all__ = ["DIFFERS", "SOURCE_BUNDLE", "Server", "not_restored", "pages", "tag_map"]
+__all__ = ["SOURCE_BUNDLE", "Server", "not_restored", "paged", "tag_map"]
 
-DIFFERS: Final = "restored-differs"
-_NOT_RESTORED: Final = "not-restored"
 SOURCE_BUNDLE: Final = SOURCE_TAG_PREFIX + "bundle_id"
 
 
@@ -93,7 +99,7 @@ class Server:
                 result.file_bytes += size
 
 
-def not_restored(result: EntityResult, message: str, *, code: str = _NOT_RESTORED, path: str = "") -> Problem:
+def not_restored(result: EntityResult, message: str, *, code: str = NOT_RESTORED, path: str = "") -> Problem:
     """A problem of one archived entity."""
     return Problem(
         code=code,
@@ -113,8 +119,8 @@ def tag_map(tags: Iterable[KeyValue] | Iterable[Mapping[str, str]]) -> dict[str,
     return found
 
 
-def pages(ask: Callable[[str], Mapping[str, Any]], member: str) -> Iterator[dict[str, Any]]:
-    """All items of a paged answer, a page at a time. ``ask`` takes the token of a page, empty for the first."""
+def paged(ask: Callable[[str], Mapping[str, Any]], member: str) -> Iterator[dict[str, Any]]:
+    """All items of a list that comes in pages. ``ask`` takes the token of a page, empty for the first."""
     token = ""
     while True:
         answer = ask(token)

@@ -15,7 +15,7 @@ from msgspec import UNSET
 from mlflow_bundle.entities import Scorer
 from mlflow_bundle.kinds import record_id
 from mlflow_bundle.records import Problem
-from mlflow_bundle.tracking._port import EntityResult, IdMap, OpenBlob, PlannedEntity, RestoreOptions
+from mlflow_bundle.tracking._port import CANNOT_HOLD, EntityResult, IdMap, OpenBlob, PlannedEntity, RestoreOptions
 from mlflow_bundle.tracking._rest import RefusedError
 from mlflow_bundle.tracking.rest._evaluation_common import API3, NO_IDS, expect, loaded, restored_experiment
 from mlflow_bundle.tracking.rest._expected import RESTORE_TAG
@@ -158,7 +158,7 @@ def code_problems(scorer: Scorer) -> list[Problem]:
         f"scorer {scorer.scorer_name!r}: its versions {', '.join(map(str, code))} are program code, which a server refuses "
         "unless MLFLOW_SERVER_ENABLE_CUSTOM_SCORERS is set there"
     )
-    return [Problem(code="cannot-hold", kind="scorer", id=record_id(scorer), message=message)]
+    return [Problem(code=CANNOT_HOLD, kind="scorer", id=record_id(scorer), message=message)]
 
 
 def _is_code(serialized: str) -> bool:

@@ -222,6 +222,7 @@ class OldTrace(msgspec.Struct):
     tags: list[_Pair] = []
 
     def record(self) -> Trace:
+        """The trace as a record, without the assessments and links that only version 3 knows."""
         return Trace(
             trace_id=self.request_id,
             experiment_id=self.experiment_id,

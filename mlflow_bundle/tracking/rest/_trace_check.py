@@ -9,10 +9,11 @@ import msgspec
 from msgspec import UNSET
 
 from mlflow_bundle._parallel import bounded_map
+from mlflow_bundle.tracking._port import DIFFERS
 from mlflow_bundle.tracking._rest import API
 from mlflow_bundle.tracking.rest import _trace_expected as expected
+from mlflow_bundle.tracking.rest._answers import quoted
 from mlflow_bundle.tracking.rest._features import API3
-from mlflow_bundle.tracking.rest._road import DIFFERS
 from mlflow_bundle.tracking.rest._trace_job import PROMPT_LINKS_SINCE, RUN_LINKS_SINCE, TraceJob, TraceRoad
 from mlflow_bundle.tracking.rest._traces_read import fetch_spans, found_traces
 
@@ -65,6 +66,7 @@ class TraceChecker:
         return bool(changed or patches or extra)
 
     def compare(self, job: TraceJob) -> None:
+        """Report what differs between the trace as it was read back and as it has to be; links are not looked at here."""
         if job.found is None:
             job.report("it is not at the target when it is read back", code=DIFFERS)
             return
@@ -126,7 +128,7 @@ class TraceChecker:
             if self._road.release >= PROMPT_LINKS_SINCE:
                 for link in job.trace.prompts:
                     if link.version.isdigit():
-                        wanted[f"prompt = '{link.name}/{link.version}'"].append(job)
+                        wanted[f"prompt = {quoted(f'{link.name}/{link.version}')}"].append(job)
 
         def check(request: tuple[str, list[TraceJob]]) -> None:
             text, linked = request

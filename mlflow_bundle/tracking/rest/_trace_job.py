@@ -12,7 +12,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from mlflow_bundle._parallel import bounded_map
 from mlflow_bundle.entities import Assessment, KeyValue, Trace
-from mlflow_bundle.tracking._port import EntityResult, PlannedEntity
+from mlflow_bundle.tracking._port import CANNOT_HOLD, NOT_RESTORED, EntityResult, PlannedEntity
 from mlflow_bundle.tracking.rest import _trace_expected as expected
 from mlflow_bundle.tracking.rest._answers import chunks
 from mlflow_bundle.tracking.rest._features import API3
@@ -21,7 +21,6 @@ from mlflow_bundle.tracking.rest._trace_answers import SPANS_LOCATION, TraceAnsw
 from mlflow_bundle.tracking.rest._traces_read import trace_infos
 
 __all__ = [
-    "CANNOT_HOLD",
     "ISSUES_SINCE",
     "OTLP_SINCE",
     "PROMPT_LINKS_SINCE",
@@ -38,8 +37,6 @@ RUN_LINKS_SINCE: Final = (3, 3)
 OTLP_SINCE: Final = (3, 7)
 PROMPT_LINKS_SINCE: Final = (3, 7)
 ISSUES_SINCE: Final = (3, 11)
-#: The code of problems about something that the server cannot hold.
-CANNOT_HOLD: Final = "cannot-hold"
 _IDS: Final = 100
 
 
@@ -69,7 +66,7 @@ class TraceJob:
     touched: bool = False
     stopped: bool = False
 
-    def report(self, message: str, *, code: str = "not-restored", path: str = "") -> None:
+    def report(self, message: str, *, code: str = NOT_RESTORED, path: str = "") -> None:
         """A problem of this trace."""
         self.result.problems.append(not_restored(self.result, message, code=code, path=path))
         if code != CANNOT_HOLD:

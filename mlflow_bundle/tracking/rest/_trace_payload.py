@@ -11,10 +11,9 @@ from typing import Any, Final
 from mlflow_bundle._digests import file_hex, hex_of
 from mlflow_bundle._parallel import bounded_map
 from mlflow_bundle.errors import AuthError, BundleError, ServerError
-from mlflow_bundle.tracking._port import SOURCE_TAG_PREFIX, ArtifactStore, OpenBlob
+from mlflow_bundle.tracking._port import DIFFERS, SOURCE_TAG_PREFIX, ArtifactStore, OpenBlob
 from mlflow_bundle.tracking._rest import RefusedError
 from mlflow_bundle.tracking.rest._otlp import OTLP_HEADERS, UnspeakableError, otlp_request, otlp_span
-from mlflow_bundle.tracking.rest._road import DIFFERS
 from mlflow_bundle.tracking.rest._trace_answers import SPANS_LOCATION
 from mlflow_bundle.tracking.rest._trace_expected import same_span
 from mlflow_bundle.tracking.rest._trace_files import TRACE_PAYLOAD

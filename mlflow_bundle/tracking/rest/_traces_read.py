@@ -22,7 +22,7 @@ from mlflow_bundle.records import Problem
 from mlflow_bundle.tracking._port import ArtifactStore, EntityQuery
 from mlflow_bundle.tracking._rest import API, RefusedError, RestClient
 from mlflow_bundle.tracking._spans import span_texts, span_values, spans_table
-from mlflow_bundle.tracking.rest._answers import SearchRuns, chunks, search_runs
+from mlflow_bundle.tracking.rest._answers import SearchRuns, chunks, quoted, search_runs
 from mlflow_bundle.tracking.rest._features import API3, TRACES_3, SourceServer, Workspaced
 from mlflow_bundle.tracking.rest._trace_answers import (
     SOURCE_RUN,
@@ -323,7 +323,7 @@ class TraceReader:
                         links.runs[trace].append(run)
             if ids and self._release >= _PROMPT_LINKS_SINCE:
                 asked = self._server.map(
-                    lambda prompt: (prompt, self._linked(workspace, ids, f"prompt = {_quoted('/'.join(prompt))}")),
+                    lambda prompt: (prompt, self._linked(workspace, ids, f"prompt = {quoted('/'.join(prompt))}")),
                     self._prompt_versions(workspace),
                 )
                 for prompt, linked in asked:
@@ -429,12 +429,6 @@ class TraceReader:
     def artifacts(self, trace: Trace, client: RestClient | None = None) -> ArtifactStore:
         """The files of a trace: attachments, and ``traces.json`` where the spans are not in the database."""
         return self._files.of(trace, client or self._server.client)
-
-
-def _quoted(text: str) -> str:
-    """``text`` as a string of MLflow's filter language, which knows no escapes."""
-    quote = '"' if "'" in text else "'"
-    return f"{quote}{text}{quote}"
 
 
 def _source_run(trace: Trace) -> str:

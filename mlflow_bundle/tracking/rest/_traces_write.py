@@ -18,6 +18,8 @@ from mlflow_bundle.entities import Assessment, Trace
 from mlflow_bundle.errors import AuthError, ServerError
 from mlflow_bundle.records import Problem
 from mlflow_bundle.tracking._port import (
+    CANNOT_HOLD,
+    DIFFERS,
     EntityResult,
     IdMap,
     OpenBlob,
@@ -28,10 +30,9 @@ from mlflow_bundle.tracking._rest import RefusedError
 from mlflow_bundle.tracking.rest import _trace_expected as expected
 from mlflow_bundle.tracking.rest._answers import chunks
 from mlflow_bundle.tracking.rest._features import API3
-from mlflow_bundle.tracking.rest._road import DIFFERS, Server, not_restored
+from mlflow_bundle.tracking.rest._road import Server, not_restored
 from mlflow_bundle.tracking.rest._trace_check import TraceChecker
 from mlflow_bundle.tracking.rest._trace_job import (
-    CANNOT_HOLD,
     ISSUES_SINCE,
     PROMPT_LINKS_SINCE,
     RUN_LINKS_SINCE,

@@ -10,7 +10,7 @@ from mlflow_bundle.entities import ModelVersion
 from mlflow_bundle.tracking._port import SOURCE_TAG_PREFIX, EntityResult, IdMap, OpenBlob, PlannedEntity
 from mlflow_bundle.tracking._rest import RefusedError
 from mlflow_bundle.tracking.rest._once import create_once
-from mlflow_bundle.tracking.rest._road import SOURCE_BUNDLE, Server, pages, tag_map
+from mlflow_bundle.tracking.rest._road import SOURCE_BUNDLE, Server, paged, tag_map
 
 __all__ = ["VersionSources"]
 
@@ -135,7 +135,7 @@ class VersionSources:
             "filter": f"tags.`{SOURCE_BUNDLE}` = '{self._server.bundle_id}'",
         }
         found: dict[str, str] = {}
-        for model in pages(lambda token: self._server.post("logged-models/search", {**body, "page_token": token}), "models"):
+        for model in paged(lambda token: self._server.post("logged-models/search", {**body, "page_token": token}), "models"):
             tags = tag_map(model["info"].get("tags", []))
             if _CARRIER in tags:
                 found[tags[_CARRIER]] = str(model["info"]["model_id"])

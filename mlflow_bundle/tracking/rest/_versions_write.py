@@ -19,7 +19,7 @@ from msgspec import UNSET
 from mlflow_bundle._parallel import bounded_map
 from mlflow_bundle.entities import KeyValue, ModelVersion
 from mlflow_bundle.kinds import record_id
-from mlflow_bundle.tracking._port import SOURCE_TAG_PREFIX, EntityResult, IdMap, OpenBlob, PlannedEntity
+from mlflow_bundle.tracking._port import DIFFERS, SOURCE_TAG_PREFIX, EntityResult, IdMap, OpenBlob, PlannedEntity
 from mlflow_bundle.tracking._rest import RefusedError
 from mlflow_bundle.tracking.rest._expected import COMPLETE, DIGEST_TAG, RESTORE_TAG, STARTED, completion
 from mlflow_bundle.tracking.rest._once import create_once
@@ -32,7 +32,7 @@ from mlflow_bundle.tracking.rest._registry_common import (
     aliases_of,
     as_list,
 )
-from mlflow_bundle.tracking.rest._road import DIFFERS, SOURCE_BUNDLE, Server, not_restored, tag_map
+from mlflow_bundle.tracking.rest._road import SOURCE_BUNDLE, Server, not_restored, tag_map
 from mlflow_bundle.tracking.rest._version_source import VersionSources
 
 __all__ = ["LAST_VERSION", "VersionWriter"]

@@ -55,8 +55,8 @@ class RestTarget:
     """Writes to a tracking server, or to one workspace of it. Implements ``MlflowTarget``.
 
     ``tracking_uri`` is that of the server, or a client for one of its workspaces. ``bundle_id`` names the archive in the
-    source tags. ``artifacts_destination`` and ``storage_options`` are as in ``RestSource``; ``jobs`` is the number of requests
-    at a time. ``notes`` collects what merging into existing experiments left as it was.
+    source tags. ``storage_options`` are fsspec's for artifact URIs outside of the server; ``jobs`` is the number of requests at
+    a time. ``notes`` collects what merging into existing experiments left as it was.
 
     Raises:
         ServerError: the server does not answer, or refuses.
@@ -67,14 +67,12 @@ class RestTarget:
         tracking_uri: str | RestClient,
         *,
         bundle_id: str,
-        artifacts_destination: str | None = None,
         storage_options: Mapping[str, Any] | None = None,
         jobs: int | None = None,
     ) -> None:
         threads = jobs or _JOBS
         self._client = RestClient(tracking_uri) if isinstance(tracking_uri, str) else tracking_uri
         self._bundle_id = bundle_id
-        self._artifacts_destination = artifacts_destination
         self._storage_options = storage_options
         version = self._client.version()
         self._description = Source(kind="rest", uri=self._client.uri, version=version, absent=_ABSENT)
@@ -324,6 +322,6 @@ class RestTarget:
             artifact_uri,
             client=self._client,
             run_id=run_id,
-            artifacts_destination=self._artifacts_destination,
+            artifacts_destination=None,
             storage_options=self._storage_options,
         )

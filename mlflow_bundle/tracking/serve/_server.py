@@ -14,7 +14,6 @@ from typing import Any, Final
 
 from mlflow_bundle.errors import ServerError, UnsupportedError, UsageError
 from mlflow_bundle.plugins._places import BUNDLE, CACHE, OPTIONS, absolute
-from mlflow_bundle.tracking.serve._load import load
 from mlflow_bundle.tracking.serve._metadata import Metadata
 
 __all__ = ["listening", "serve"]
@@ -24,7 +23,8 @@ _STORE: Final = "_MLFLOW_SERVER_FILE_STORE"
 _REGISTRY: Final = "_MLFLOW_SERVER_REGISTRY_STORE"
 _ROOT: Final = "_MLFLOW_SERVER_ARTIFACT_ROOT"
 _NEEDED: Final = ("fastapi", "uvicorn", "flask")
-_APP: Final = "mlflow_bundle.tracking.serve.app:app"
+_LISTEN: Final = "--host names an address of this machine, --port a free port"
+_APP: Final = ("mlflow_bundle.tracking.serve.app", "app")
 
 
 def serve(
@@ -78,7 +78,7 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
                     hint="--port names another one, --port 0 takes any free one",
                 ) from error
             reason = getattr(error, "strerror", None) or error
-            raise UsageError(f"{host} port {port} cannot be listened on: {reason}", code="port") from error
+            raise UsageError(f"{host} port {port} cannot be listened on: {reason}", code="port", hint=_LISTEN) from error
         yield listener
 
 
@@ -107,25 +107,32 @@ def _environment(
 def _run(listener: socket.socket, ready: Callable[[str], object]) -> None:
     import uvicorn  # noqa: PLC0415 - comes with MLflow
 
+    from mlflow_bundle.tracking.serve._pages_first import PagesFirst  # noqa: PLC0415
+
     class Server(uvicorn.Server):
         """Says when it answers."""
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            app.start(failed=self._stop)
             await super().startup(sockets)
             if self.started:
                 ready(url)
 
+        def _stop(self) -> None:
+            self.should_exit = True
+
     host, port = listener.getsockname()[:2]
     name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not listened on
     url = f"http://{f'[{name}]' if ':' in name else name}:{port}"
+    app = PagesFirst(*_APP)
+    server = Server(uvicorn.Config(app, interface="asgi3", log_level="warning", lifespan="off", access_log=False))
+    server.run(sockets=[listener])
     try:
-        load(_APP.partition(":")[0])
+        app.check()
     except ModuleNotFoundError as error:
         raise UnsupportedError(
             f"the installed MLflow has no server that this release can open an archive in: {error}",
             hint="pip install --upgrade mlflow",
         ) from error
-    server = Server(uvicorn.Config(_APP, log_level="warning", lifespan="off", access_log=False))
-    server.run(sockets=[listener])
     if not server.started:
         raise ServerError("MLflow's server did not start", hint="--debug shows what it said")
