@@ -6,7 +6,9 @@ import hashlib
 import io
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import BinaryIO, Final, cast
 
 import numpy as np
@@ -27,6 +29,8 @@ __all__ = ["BlobReader", "BlobWriter", "KnownDigests"]
 _CHUNK: Final = 4 * MIB
 _SAMPLE: Final = 4 * KIB
 _TAIL: Final = 100_000
+#: An object, where contents lie in it, and whether it is a new one.
+Stored = tuple[ObjectRef, list[Extent], bool]
 
 
 class KnownDigests:
@@ -63,7 +67,8 @@ class KnownDigests:
 
 class BlobWriter:
     """Adds contents to a bundle. Contents that lie in the ``known`` objects, or that were added before, are not stored again.
-    ``known`` are the packs, blobs and index parts to share: what the index says of other objects does not count.
+    ``known`` are the packs, blobs and index parts to share: what the index says of other objects does not count. Objects are
+    put in place by a thread of its own while the next contents are read; its error is raised by the next call that stores.
 
     After ``close``: ``objects`` are the packs and blobs and index parts that the snapshot needs besides those it shares.
     """
@@ -75,6 +80,9 @@ class BlobWriter:
         self._known.update(_stored_digests(storage, known, limits))
         self._pack: PackBuilder | None = None
         self._extents: list[Extent] = []
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="mlflow-bundle-storing")
+        #: At most one task at a time: more would hold more contents.
+        self._storing: Future[Sequence[Stored]] | None = None
         self.objects: list[ObjectRef] = []
         self.new_objects = 0
         self.new_bytes = 0
@@ -126,41 +134,60 @@ class BlobWriter:
                 chunk = content.read(_CHUNK) if limit is not None else b""
             sha256 = whole.hexdigest() if split else parts[0][0].sha256
             if not self.has(sha256):
-                self._publish_parts(sha256, parts)
+                self._store(partial(_put_parts, self._storage, sha256, tuple(parts)))
+                parts.clear()  # they are the thread's now
+                self._known.add(sha256)
             return sha256, total
         finally:
             for staged, _ in parts:
                 staged.__exit__(None, None, None)
 
-    def _publish_parts(self, sha256: str, parts: Sequence[tuple[Staged, int]]) -> None:
-        for number, (staged, length) in enumerate(parts):
-            path = _layout.object_path(_layout.BLOBS, staged.sha256)
-            new = self._storage.put(staged, path)
-            self._count(ObjectRef(role=_layout.BLOBS, path=path, size=length, rows=1), new=new)
-            self._extents.append(Extent(sha256, number, path, 0, length, "raw", length))
-        self._known.add(sha256)
+    def _store(self, put: Callable[[], Sequence[Stored]]) -> None:
+        """Let the thread put objects in place, when it has done so with those before."""
+        self._settle()
+        self._storing = self._thread.submit(put)
 
-    def _count(self, ref: ObjectRef, *, new: bool) -> None:
-        self.objects.append(ref)
-        self.new_objects += new
-        self.new_bytes += ref.size if new else 0
+    def _settle(self) -> None:
+        """Wait until what was handed to the thread is in place."""
+        storing, self._storing = self._storing, None
+        for ref, extents, new in storing.result() if storing else ():
+            self.objects.append(ref)
+            self._extents += extents
+            self.new_objects += new
+            self.new_bytes += ref.size if new else 0
 
     def _close_pack(self) -> None:
-        if self._pack is not None:
-            ref, extents, new = self._pack.put(self._storage)
+        if (pack := self._pack) is not None:
+            self._store(lambda: [pack.put(self._storage)])
             self._pack = None
-            self._extents += extents
-            self._count(ref, new=new)
 
     def discard(self) -> None:
-        """Forget the pack that is not stored yet."""
+        """Forget the pack that is not stored yet, and wait for the thread."""
         if self._pack is not None:
             self._pack.discard()
+        self._thread.shutdown()
 
     def close(self) -> list[Extent]:
         """Store the last pack. The extents of all contents that were added, sorted as the index is."""
         self._close_pack()
+        self._settle()
+        self._thread.shutdown()
         return sorted(self._extents)
+
+
+def _put_parts(storage: Storage, sha256: str, parts: Sequence[tuple[Staged, int]]) -> list[Stored]:
+    """Put the parts of a large content in place; in any case, nothing of them stays staged."""
+    try:
+        stored = []
+        for number, (staged, length) in enumerate(parts):
+            path = _layout.object_path(_layout.BLOBS, staged.sha256)
+            new = storage.put(staged, path)
+            ref = ObjectRef(role=_layout.BLOBS, path=path, size=length, rows=1)
+            stored.append((ref, [Extent(sha256, number, path, 0, length, "raw", length)], new))
+        return stored
+    finally:
+        for staged, _ in parts:
+            staged.discard()
 
 
 def _stored_digests(storage: Storage, known: Sequence[ObjectRef], limits: Limits) -> Digests:
@@ -237,8 +264,9 @@ class BlobReader:
 
     @contextmanager
     def open(self, sha256: str) -> Iterator[BinaryIO]:
-        """A content as a stream. Reading it to the end raises ``CorruptError`` when its SHA-256 is another."""
-        stream = _Checked(self._chunks(sha256), sha256)
+        """A content as a stream. Before its last bytes are given, ``CorruptError`` is raised when its SHA-256 is another."""
+        extents = self._usable(sha256)
+        stream = _Checked(self._chunks(extents), sha256, sum(extent.raw_length for extent in extents))
         with io.BufferedReader(stream, buffer_size=MIB) as reader:
             yield reader
 
@@ -264,11 +292,14 @@ class BlobReader:
     def _part(self, extent: Extent, start: int, length: int) -> bytes:
         """A range of an extent, or all of one that is compressed."""
         if extent.codec == "deflate":
-            return self._inflate(extent)
-        return self._storage.read_range(extent.object, extent.offset + start, length)
+            data = self._inflate(extent)
+        else:
+            data = self._storage.read_range(extent.object, extent.offset + start, length)
+        self._storage.check_unchanged()
+        return data
 
-    def _chunks(self, sha256: str) -> Iterator[bytes]:
-        for extent in self._usable(sha256):
+    def _chunks(self, extents: Sequence[Extent]) -> Iterator[bytes]:
+        for extent in extents:
             if extent.codec == "deflate":
                 yield self._inflate(extent)
             else:
@@ -344,13 +375,15 @@ class _Seekable(RangeFile):
 
 
 class _Checked(io.RawIOBase):
-    """A read-only stream over chunks that compares the SHA-256 of all bytes when the last one was read."""
+    """A read-only stream over chunks of ``size`` bytes that compares the SHA-256 of all before it gives the last ones: who
+    knows the size may never ask for more."""
 
-    def __init__(self, chunks: Iterator[bytes], sha256: str) -> None:
+    def __init__(self, chunks: Iterator[bytes], sha256: str, size: int) -> None:
         super().__init__()
         self._chunks = chunks
         self._expected = sha256
         self._hasher = hashlib.sha256()
+        self._missing = size
         self._rest = memoryview(b"")
         self._done = False
 
@@ -362,11 +395,12 @@ class _Checked(io.RawIOBase):
             chunk = next(self._chunks, None)
             if chunk is None:
                 self._done = True
-                if self._hasher.hexdigest() != self._expected:
-                    raise CorruptError(f"content {self._expected} does not have that SHA-256", code="E050")
             else:
                 self._hasher.update(chunk)
-                self._rest = memoryview(chunk)
+                self._missing -= len(chunk)
+            if (self._done or self._missing <= 0) and self._hasher.hexdigest() != self._expected:
+                raise CorruptError(f"content {self._expected} does not have that SHA-256", code="E050")
+            self._rest = memoryview(chunk or b"")
         count = min(len(buffer), len(self._rest))
         buffer[:count] = self._rest[:count]
         self._rest = self._rest[count:]

@@ -23,7 +23,6 @@ from mlflow_bundle._differences import PRESENT, differing_leaves
 from mlflow_bundle._html import Shown
 from mlflow_bundle._reader import FILES
 from mlflow_bundle._table_specs import TABLES
-from mlflow_bundle.errors import CorruptError
 from mlflow_bundle.kinds import KINDS, record_id
 from mlflow_bundle.records import Record
 
@@ -104,8 +103,8 @@ def diff(before: Bundle, after: Bundle) -> Diff:
     Raises:
         CorruptError: an object is missing or cut off, or something that had to be read is damaged.
     """
-    _check_structure(before)
-    _check_structure(after)
+    for bundle in (before, after):
+        bundle.verify(level="structure").require_ok(bundle.url)
     sides = (_side(before), _side(after))
     first, second = before.snapshot.logical.kinds, after.snapshot.logical.kinds
     order = {name: number for number, name in enumerate(KINDS)}
@@ -114,13 +113,6 @@ def diff(before: Bundle, after: Bundle) -> Diff:
     for name in sorted(different, key=lambda kind: (order.get(kind, len(order)), kind)):
         changes += _KindDiff(name, before, after).changes() if name in KINDS else _unknown(name, first, second)
     return Diff(*sides, tuple(changes))
-
-
-def _check_structure(bundle: Bundle) -> None:
-    problems = bundle.verify(level="structure").problems
-    if problems:
-        more = f", and {len(problems) - 1:,} more" if len(problems) > 1 else ""
-        raise CorruptError(f"{bundle.url} is damaged: {problems[0].message}{more}", hint="verify lists all of it")
 
 
 def _side(bundle: Bundle) -> Side:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 import zipfile
@@ -76,10 +75,11 @@ class PackBuilder:
     def put(self, storage: Storage) -> tuple[ObjectRef, list[Extent], bool]:
         """Store the pack: its reference, where its contents lie, and whether it is a new object."""
         self._zip.close()
-        data = self._buffer.getbuffer()
-        path = _layout.object_path(_layout.PACKS, hashlib.sha256(data).hexdigest())
-        ref = ObjectRef(role=_layout.PACKS, path=path, size=len(data), rows=len(self.extents))
-        return ref, [extent._replace(object=path) for extent in self.extents], storage.put_bytes(bytes(data), path)
+        with storage.stage() as staged:
+            staged.write(self._buffer.getbuffer())
+            path = _layout.object_path(_layout.PACKS, staged.sha256)
+            ref = ObjectRef(role=_layout.PACKS, path=path, size=staged.size, rows=len(self.extents))
+            return ref, [extent._replace(object=path) for extent in self.extents], storage.put(staged, path)
 
 
 def read_index(storage: Storage, ref: ObjectRef, limits: Limits) -> pa.Table:

@@ -31,6 +31,7 @@ __all__ = [
     "ensure_marker",
     "find_snapshot",
     "load_snapshot",
+    "marker_to_add_to",
     "objects_of",
     "parents",
     "read_marker",
@@ -104,6 +105,23 @@ def ensure_marker(storage: Storage) -> Marker:
         StorageError: there are other files already.
         UnsupportedError: this release must not write into that bundle.
     """
+    marker = marker_to_add_to(storage)
+    if marker is None:
+        if storage.size(_layout.README) is None:
+            storage.put_bytes(BUNDLE_README.encode(), _layout.README)
+        storage.put_bytes(encode(Marker(format=FORMAT, layout=LAYOUT, bundle_id=uuid.uuid4().hex)), _layout.MARKER)
+        # Another writer may have been first.
+        marker = read_marker(storage)
+    return marker
+
+
+def marker_to_add_to(storage: Storage) -> Marker | None:
+    """The marker of a bundle that a snapshot can be added to; None where there is nothing and one can be made.
+
+    Raises:
+        StorageError: there are other files.
+        UnsupportedError: this release must not write into that bundle.
+    """
     if storage.size(_layout.MARKER) is None:
         foreign = [path for path in storage.list("") if not path.startswith(f"{_layout.STAGING}/")]
         ours = {_layout.README}
@@ -113,10 +131,7 @@ def ensure_marker(storage: Storage) -> Marker:
                 hint="pack into an empty or a new place",
                 code="foreign-files",
             )
-        marker = Marker(format=FORMAT, layout=LAYOUT, bundle_id=uuid.uuid4().hex)
-        if storage.size(_layout.README) is None:
-            storage.put_bytes(BUNDLE_README.encode(), _layout.README)
-        storage.put_bytes(encode(marker), _layout.MARKER)
+        return None
     marker = read_marker(storage)
     unknown = sorted(set(marker.requires.write) - FEATURES)
     if unknown:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future
+from contextlib import ExitStack
 from typing import TypeVar
 
 __all__ = ["bounded_map", "prefetch"]
@@ -47,27 +48,26 @@ def _done(result: Result) -> Future[Result]:
     return future
 
 
-def prefetch(items: Iterator[Item]) -> Iterator[Item]:
+def prefetch(items: Iterator[Item]) -> Generator[Item, None, None]:
     """The same items, produced by a thread of their own that is at most one item ahead.
 
-    An error of the producer is raised where its item would have come. Leaving early ends the producer.
+    An error of the producer is raised where its item would have come. Leaving early, or closing, ends the producer.
     """
     ready: queue.Queue[Item | _End] = queue.Queue(maxsize=1)
     left = threading.Event()
 
     def produce() -> None:
-        error: BaseException | None = None
         try:
-            for item in items:
-                if not _offer(ready, item, left):
-                    return
+            with ExitStack() as stack:
+                if (close := getattr(items, "close", None)) is not None:
+                    stack.callback(close)
+                for item in items:
+                    if not _offer(ready, item, left):
+                        return
         except BaseException as raised:  # noqa: BLE001 - it crosses to the consumer, which raises it
-            error = raised
-        finally:
-            close = getattr(items, "close", None)
-            if close is not None:
-                close()
-        _offer(ready, _End(error), left)
+            _offer(ready, _End(raised), left)
+        else:
+            _offer(ready, _End(None), left)
 
     thread = threading.Thread(target=produce, name="mlflow-bundle-prefetch", daemon=True)
     thread.start()

@@ -7,6 +7,7 @@ import io
 import random
 import shutil
 import subprocess
+import threading
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -22,7 +23,9 @@ from mlflow_bundle._blobs import BlobReader, BlobWriter, KnownDigests
 from mlflow_bundle._index import Extent, _table, _write_index, settle
 from mlflow_bundle._limits import DEFAULT_LIMITS, MIB, Limits, Targets
 from mlflow_bundle._storage import Storage, open_storage
-from mlflow_bundle.errors import CorruptError, LimitError, NotFoundError
+from mlflow_bundle._storage._backend import Staged
+from mlflow_bundle._storage._local import LocalStorage
+from mlflow_bundle.errors import CorruptError, LimitError, NotFoundError, StorageError
 from mlflow_bundle.records import ObjectRef
 from tests.building import TINY
 
@@ -59,6 +62,58 @@ def reader(storage: Storage, refs: Sequence[ObjectRef], limits: Limits = DEFAULT
 def read(blobs: BlobReader, sha256: str) -> bytes:
     with blobs.open(sha256) as stream:
         return stream.read()
+
+
+class Full(LocalStorage):
+    """A folder that takes no object."""
+
+    def put(self, staged: Staged, path: str) -> bool:
+        raise StorageError(f"no space for {path}")
+
+
+@pytest.mark.parametrize("size", [600, 5 * TINY.blob_bytes])
+def test_an_object_that_the_thread_cannot_store_is_an_error(tmp_path: Path, size: int) -> None:
+    """It is raised by what is stored next or by the end, and nothing stays staged, and no thread."""
+    before = threading.active_count()
+    for more in (0, 100):
+        storage = Full("full", tmp_path / f"full{more}", create=True)
+        writer = BlobWriter(storage, TINY, [], DEFAULT_LIMITS)
+        with pytest.raises(StorageError, match="no space"):  # noqa: PT012 - by which of them does not matter
+            for number in range(1 + more):
+                data = random.Random(number).randbytes(size)
+                writer.add_stream(io.BytesIO(data), size)
+            writer.close()
+        writer.discard()
+        assert writer.objects == []
+        assert not list((tmp_path / f"full{more}").rglob(".staging/*"))
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("size", [600, 3 * TINY.blob_bytes, TINY.split_bytes + 5])
+def test_who_reads_no_byte_too_many_is_told_of_damage(storage: Storage, tmp_path: Path, size: int) -> None:
+    """The last bytes of a damaged content are not given, although nobody asks whether more would follow."""
+    data = random.Random(size).randbytes(size)
+    writer = BlobWriter(storage, TINY, [], DEFAULT_LIMITS)
+    sha256, _ = writer.add_stream(io.BytesIO(data), size)
+    extents = writer.close()
+    refs = settle(
+        storage,
+        old=[],
+        new=writer.objects,
+        extents=extents,
+        used=np.array([sha256], "S64"),
+        targets=TINY,
+        limits=DEFAULT_LIMITS,
+    ).refs
+    with reader(storage, refs).open(sha256) as stream:
+        assert stream.read(size) == data
+    place = tmp_path / "bundle" / extents[0].object
+    damage = bytearray(place.read_bytes())
+    damage[extents[0].offset] ^= 1
+    place.chmod(0o644)
+    place.write_bytes(damage)
+    with reader(storage, refs).open(sha256) as stream, pytest.raises(CorruptError, match="SHA-256"):
+        stream.read(size)
 
 
 CONTENTS = st.lists(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
+import zipfile
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -26,7 +28,7 @@ from mlflow_bundle._storage._backend import Staged
 from mlflow_bundle._storage._local import LocalStorage
 from mlflow_bundle._table_specs import TABLES
 from mlflow_bundle.entities import LoggedModel, ModelVersion, Trace
-from mlflow_bundle.errors import BundleError, LimitError
+from mlflow_bundle.errors import BundleError, LimitError, StorageError
 from mlflow_bundle.records import KINDS, Experiment, KeyValue, Problem, Run, record_id
 from tests.building import (
     PLAIN,
@@ -369,12 +371,13 @@ class Forgetful(LocalStorage):
 
 
 def test_a_broken_disk_commits_nothing(tmp_path: Path) -> None:
-    """Whichever object but a view or content reads back with a flipped bit: it is not put, nothing is committed."""
+    """Whichever object reads back with a flipped bit: it is not put, nothing is committed."""
     content = everything_of(5)
+    content.files[content.runs[0].run_id]["large"] = bytes(TINY.blob_bytes)
     sound = Forgetful("sound", tmp_path / "sound", create=True)
     committed, _ = pack_content(sound, content)
-    checked = [ref for ref in committed.snapshot.objects if ref.role not in ("views", "packs", "blobs")]
-    assert sound.read_back >= len(checked) > 5
+    assert {ref.role for ref in committed.snapshot.objects} >= {"blobs", "packs", "records", "spans", "views"}
+    assert sound.read_back >= len(committed.snapshot.objects)
     for number in range(sound.read_back):
         storage = Forgetful("broken", tmp_path / str(number), create=True)
         storage.broken = number
@@ -383,6 +386,46 @@ def test_a_broken_disk_commits_nothing(tmp_path: Path) -> None:
         assert list(snapshots(storage)) == []
         for path in storage.list("objects"):
             assert hex_of(storage.read(path)) == _layout.object_hex(path)
+
+
+@pytest.mark.parametrize("form", ["bundle", "bundle.mlbundle.zip"])
+@pytest.mark.parametrize("role", ["blobs", "files", "index", "metrics", "packs", "records", "spans", "views"])
+def test_a_damaged_object_is_not_taken_for_the_one_that_was_made(tmp_path: Path, role: str, form: str) -> None:
+    """A full pack that finds an object of the right name and size with other bytes says so; without it, it writes it anew."""
+    content = everything_of(5)
+    content.files[content.runs[0].run_id]["large"] = bytes(TINY.blob_bytes)
+    with closing(open_storage(tmp_path / form)) as storage:
+        committed, _ = pack_content(storage, content)
+        files = {path: storage.read(path) for path in storage.list("")}
+    path = next(ref.path for ref in committed.snapshot.objects if ref.role == role)
+    damage = bytearray(files[path])
+    damage[len(damage) // 3] ^= 0x40
+    write_files(tmp_path / form, files | {path: bytes(damage)})
+    with closing(open_storage(tmp_path / form)) as storage:
+        with pytest.raises(StorageError, match=path) as caught:
+            pack_content(storage, content, full=True)
+        assert caught.value.code == "object-damaged"
+    del files[path]
+    write_files(tmp_path / form, files)
+    with closing(open_storage(tmp_path / form)) as storage:
+        pack_content(storage, content, full=True)
+    assert bundle.verify(tmp_path / form).ok
+    with bundle.open(tmp_path / form) as archive:
+        assert len(archive.snapshots()) == 2
+
+
+def write_files(place: Path, files: dict[str, bytes]) -> None:
+    """Make a bundle of these files, in either form, in place of the one that is there."""
+    if place.suffix == ".zip":
+        place.unlink()
+        with zipfile.ZipFile(place, "w") as archive:
+            for path, data in files.items():
+                archive.writestr(path, data)
+    else:
+        shutil.rmtree(place)
+        for path, data in files.items():
+            (place / path).parent.mkdir(parents=True, exist_ok=True)
+            (place / path).write_bytes(data)
 
 
 def test_a_pack_that_gives_up_leaves_no_temporary_files(storage: Storage, tmp_path: Path) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from mlflow_bundle._parallel import bounded_map
+from mlflow_bundle._parallel import bounded_map, prefetch
 
 
 class Counted(Executor):
@@ -65,3 +67,66 @@ def test_the_first_error_comes_where_its_result_would_have() -> None:
         next(results)
     gate.set()
     assert len(started) <= 6
+
+
+def ours() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "mlflow-bundle-prefetch"]
+
+
+def test_a_producer_is_ahead_and_ends_with_its_consumer() -> None:
+    """All items come in order; whoever leaves early leaves no thread, and the producer cleans up."""
+    closed: list[bool] = []
+
+    def items() -> Iterator[int]:
+        try:
+            yield from range(100)
+        finally:
+            closed.append(True)
+
+    assert list(prefetch(items())) == list(range(100))
+    early = prefetch(items())
+    assert [next(early), next(early)] == [0, 1]
+    assert len(ours()) == 1
+    early.close()
+    assert ours() == []
+    assert closed == [True, True]
+
+
+@pytest.mark.parametrize("after", [0, 1, 5])
+def test_the_error_of_a_producer_comes_where_its_item_would_have(after: int) -> None:
+    """Also one of another kind than Exception; what came before it is given."""
+
+    def items() -> Iterator[int]:
+        yield from range(after)
+        raise KeyboardInterrupt
+
+    found: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        found.extend(prefetch(items()))
+    assert found == list(range(after))
+    assert ours() == []
+
+
+class Unclean:
+    """Items whose end cannot be cleaned up."""
+
+    def __init__(self) -> None:
+        self._items = iter(range(3))
+
+    def __iter__(self) -> Iterator[int]:
+        return self
+
+    def __next__(self) -> int:
+        return next(self._items)
+
+    def close(self) -> None:
+        raise OSError("cannot be closed")
+
+
+def test_an_error_of_cleaning_up_is_no_silence() -> None:
+    """A producer that fails to close its items says so, instead of leaving its consumer waiting."""
+    started = time.monotonic()
+    with pytest.raises(OSError, match="cannot be closed"):
+        deque(prefetch(Unclean()), maxlen=0)
+    assert time.monotonic() - started < 30
+    assert ours() == []

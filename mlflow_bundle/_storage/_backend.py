@@ -26,6 +26,7 @@ __all__ = [
     "Staged",
     "Storage",
     "check_name",
+    "check_stored",
     "checked_path",
     "damaged",
     "missing",
@@ -47,6 +48,9 @@ class Storage(abc.ABC):
 
     #: Whether it is a folder in one file.
     is_one_file: bool = False
+
+    #: Whether ``put`` reads back every object that is there already, also where each of them is a download.
+    thorough: bool = False
 
     @property
     def folder(self) -> Path | None:
@@ -93,11 +97,16 @@ class Storage(abc.ABC):
 
     @abc.abstractmethod
     def put(self, staged: Staged, path: str) -> bool:
-        """Publish a staged file. False when there is a file of that name already: an object of the same size, or a
-        document such as the marker whatever its content. It survives a power loss at the latest when ``commit`` begins.
+        """Publish a staged file, which is read back before. False when there is a file of that name already: an object of the
+        same content, or a document such as the marker whatever its content. It survives a power loss at the latest when
+        ``commit`` begins.
+
+        On this machine and in the one-file form the object there is read; elsewhere it is if ``thorough``, and otherwise its
+        size counts, and its MD5 where the store says it.
 
         Raises:
-            StorageError: the storage failed or refused, or the object there has another size (code ``object-damaged``).
+            StorageError: the storage failed or refused; the staged file is not what was written (code ``self-check``); or the
+                object there has another content (code ``object-damaged``).
         """
 
     def put_bytes(self, data: bytes, path: str) -> bool:
@@ -119,6 +128,13 @@ class Storage(abc.ABC):
 
     def flush(self) -> None:
         """Make what was committed visible, where ``commit`` alone cannot (one file). Raises as ``commit`` does."""
+
+    def check_unchanged(self) -> None:
+        """See that ranges that were read are of the files that were opened, where somebody may replace them all at once.
+
+        Raises:
+            StorageError: they may be of others (code ``bundle-changed``).
+        """
 
     def damage(self) -> Iterator[str]:
         """A sentence for each damage in bytes that belong to no file of the bundle: the framing of the one-file form."""
@@ -194,6 +210,19 @@ class Staged(io.RawIOBase):
         self.finish()
         return self.path.open("rb")
 
+    def check(self, path: str) -> None:
+        """Read it back before it becomes ``path``: a bad disk or memory must not reach an archive.
+
+        Raises:
+            StorageError: other bytes lie there than were written.
+        """
+        with self._reading(), self.reopen() as file:
+            found = sha256_of(file)
+        if found != self.sha256:
+            raise StorageError(
+                f"{path} does not read back as it was written", code="self-check", hint="check memory and disk, run again"
+            )
+
     def discard(self) -> None:
         """Remove the temporary file, if it is still there."""
         # A full disk makes the last flush fail again; the file goes anyway.
@@ -210,6 +239,13 @@ class Staged(io.RawIOBase):
             yield
         except OSError as error:
             raise storage_error(error, f"write a temporary file for {self._url} in {self.path.parent}") from error
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise storage_error(error, f"read back a temporary file for {self._url} in {self.path.parent}") from error
 
 
 def open_new(folder: Path) -> Path:
@@ -235,6 +271,26 @@ def check_name(staged: Staged, path: str) -> None:
         raise ValueError(f"the content of {path} has the SHA-256 {staged.sha256}")
 
 
+def sha256_of(file: BinaryIO) -> str:
+    """The SHA-256 of an open file, in hex."""
+    found = hashlib.sha256()
+    while chunk := file.read(MIB):
+        found.update(chunk)
+    return found.hexdigest()
+
+
+def check_stored(storage: Storage, staged: Staged, path: str) -> None:
+    """Read the object that has the name of a staged file already.
+
+    Raises:
+        StorageError: it has another content.
+    """
+    with storage.open(path) as file:
+        found = sha256_of(file)
+    if found != staged.sha256:
+        raise damaged(path, storage, found=storage.size(path) or 0, expected=staged.size)
+
+
 def checked_path(path: str) -> str:
     """``path``, which may come from a hostile bundle, if it stays inside the root.
 
@@ -252,12 +308,14 @@ def missing(path: str, url: str) -> NotFoundError:
     return NotFoundError(f"{path} is missing in {url}", code="object-missing", hint=hint)
 
 
-def damaged(path: str, url: str, *, found: int, expected: int) -> StorageError:
-    """The error for an object that cannot be what its name says."""
+def damaged(path: str, storage: Storage, *, found: int, expected: int) -> StorageError:
+    """The error for a file that is not what its name says: it has ``found`` bytes where its content has ``expected``."""
+    has = f"{found:,} bytes where its content has {expected:,}" if found != expected else "other bytes than its name says"
+    move = "take it out of the ZIP file (`zip -d`)" if storage.is_one_file else "move it out of the bundle"
     return StorageError(
-        f"{path} in {url} has {found:,} bytes where its content has {expected:,}: it is damaged, and nothing is overwritten",
+        f"{path} in {storage.url} has {has}: it is damaged, and nothing is overwritten",
         code="object-damaged",
-        hint="run `mlflow-bundle verify`, move the damaged file out of the bundle, and run again",
+        hint=f"{move}, and run again: it is written anew; `mlflow-bundle verify` says whether more is damaged",
     )
 
 

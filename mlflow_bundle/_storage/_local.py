@@ -17,6 +17,7 @@ from mlflow_bundle._storage._backend import (
     Staged,
     Storage,
     check_name,
+    check_stored,
     checked_path,
     damaged,
     missing,
@@ -96,8 +97,10 @@ class LocalStorage(Storage):
         staged.finish()
         check_name(staged, path)
         target = self._path(path)
+        new = self.size(path) is None
+        if new:
+            staged.check(path)
         with self._failing("write", path):
-            new = _size(target) is None
             if new:
                 sync_file(staged.path)
                 make_folder(target.parent)
@@ -106,10 +109,10 @@ class LocalStorage(Storage):
                 sync_file(target)
             # Of a file that was there already, nobody knows whether its entry would survive a power loss.
             self._mark(target.parent)
-            found = _size(target)
+        if not new and _layout.object_hex(path):
+            with self._failing("read", path):
+                check_stored(self, staged, path)
         staged.discard()
-        if found != staged.size and _layout.object_hex(path):
-            raise damaged(path, self.url, found=found or 0, expected=staged.size)
         return new
 
     def commit(self, data: bytes, path: str) -> None:
@@ -132,7 +135,7 @@ class LocalStorage(Storage):
                 hint="look at the disk, then run again",
             ) from error
         if found != data:
-            raise damaged(path, self.url, found=len(found), expected=len(data))
+            raise damaged(path, self, found=len(found), expected=len(data))
 
     def close(self) -> None:
         # Other writers may be at work in there: only an empty folder goes.

@@ -18,6 +18,7 @@ from mlflow_bundle._storage._backend import (
     Staged,
     Storage,
     check_name,
+    check_stored,
     checked_path,
     damaged,
     missing,
@@ -103,21 +104,22 @@ class OneFileStorage(Storage):
         assert isinstance(staged, _StagedWithCrc)
         staged.finish()
         check_name(staged, path)
+        if self.size(path) is None:
+            staged.check(path)
         with self._lock:
-            there = self.size(path)
-            if there is None:
+            if self.size(path) is None:
                 kept = open_new(staged.path.parent)
                 staged.path.rename(kept)
                 self._new[path] = _Kept(kept, staged.size, staged.crc)
                 return True
+        if _layout.object_hex(path):
+            check_stored(self, staged, path)
         staged.discard()
-        if there != staged.size and _layout.object_hex(path):
-            raise damaged(path, self.url, found=there, expected=staged.size)
         return False
 
     def commit(self, data: bytes, path: str) -> None:
         if not self.put_bytes(data, path) and (found := self.read(path)) != data:
-            raise damaged(path, self.url, found=len(found), expected=len(data))
+            raise damaged(path, self, found=len(found), expected=len(data))
 
     def flush(self) -> None:
         """Write the next ZIP file and let it replace the old one. What other writers added since is kept.
@@ -142,6 +144,10 @@ class OneFileStorage(Storage):
             written, self._new = self._new, {}
         for kept in written.values():
             kept.path.unlink(missing_ok=True)
+
+    def check_unchanged(self) -> None:
+        if self._archive is not None and not self._place.is_unchanged():
+            raise StorageError(f"somebody replaced {self.url} while it was read", code="bundle-changed", hint="open it again")
 
     def damage(self) -> Iterator[str]:
         if self._archive is not None:
@@ -220,9 +226,16 @@ class _Kept:
     crc: int
 
     def chunks(self) -> Iterator[bytes]:
+        """Its bytes, which are checked once more when the last one was read."""
+        crc = 0
         with self.path.open("rb") as file:
             while chunk := file.read(MIB):
+                crc = zlib.crc32(chunk, crc)
                 yield chunk
+        if crc != self.crc:
+            raise StorageError(
+                f"{self.path} does not read back as it was written", code="self-check", hint="check memory and disk, run again"
+            )
 
 
 def _files(archive: Archive | None) -> Mapping[str, Entry]:

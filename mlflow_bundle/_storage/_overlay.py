@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import BinaryIO
 
-from mlflow_bundle._storage._backend import Staged, Storage
+from mlflow_bundle._storage._backend import Staged, Storage, check_stored
 
 __all__ = ["OverlayStorage"]
 
@@ -41,6 +41,8 @@ class OverlayStorage(Storage):
 
     def put(self, staged: Staged, path: str) -> bool:
         if self._below.size(path) == staged.size:
+            if self._below.folder or self._below.is_one_file:
+                check_stored(self._below, staged, path)
             staged.discard()
             return False
         return self._above.put(staged, path)

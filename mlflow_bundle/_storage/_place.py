@@ -13,14 +13,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Final
 
 import fsspec
 
 from mlflow_bundle._redact import redact_uri
 from mlflow_bundle._storage._backend import storage_error, sweep
 from mlflow_bundle._storage._local import link_new, make_folder, sync_file, sync_folder
-from mlflow_bundle._storage._remote import CREATE, OBJECT_STORES, failures, fetch_range, look_up, protocols_of, remote_error
+from mlflow_bundle._storage._remote import CREATE, OBJECT_STORES, failures, fetch_range, info_of, protocols_of, remote_error
 from mlflow_bundle._storage._zipform import Archive
 from mlflow_bundle.errors import BundleNotFoundError, CommitUnknownError, CorruptError, StorageError
 
@@ -30,6 +30,9 @@ except ImportError:  # Windows: nothing but the exclusive first write keeps two 
     fcntl = None  # type: ignore[assignment]
 
 __all__ = ["LocalPlace", "Place", "RemotePlace"]
+
+#: What file systems say of a file that is another one when it was replaced.
+_STATE: Final = ("size", "ETag", "LastModified", "last_modified", "etag", "generation", "mtime", "modified", "created")
 
 
 class Place(abc.ABC):
@@ -58,6 +61,10 @@ class Place(abc.ABC):
             StorageError: it did not take the place.
             CommitUnknownError: nobody can say.
         """
+
+    def is_unchanged(self) -> bool:
+        """Whether what was opened last is what a range is read of now."""
+        return True
 
     def exclusive(self) -> AbstractContextManager[None]:
         """Keep other writers away meanwhile, where that is possible."""
@@ -150,11 +157,20 @@ class RemotePlace(Place):
         protocols = protocols_of(fs)
         self._object_store = bool(protocols & OBJECT_STORES)
         self._create = bool(protocols & CREATE & OBJECT_STORES)
+        self._seen: dict[str, Any] | None = None
 
     def open(self) -> Archive | None:
+        self._seen = self._look()
+        return None if self._seen is None else Archive(self._fetch, self._seen["size"], self.url)
+
+    def is_unchanged(self) -> bool:
+        return self._look() == self._seen
+
+    def _look(self) -> dict[str, Any] | None:
+        """The size of the file, and what tells this state of it from others, as far as the file system says it."""
         with self._failing("open"):
-            size = look_up(self._fs, self._full)
-        return None if size is None else Archive(self._fetch, size, self.url)
+            info = info_of(self._fs, self._full)
+        return info and {name: info[name] for name in _STATE if name in info}
 
     def make_folder(self) -> Path:
         return Path(tempfile.mkdtemp(prefix="mlflow-bundle-"))

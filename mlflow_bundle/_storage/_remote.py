@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
+import hashlib
 import random
+import re
 import sys
 import tempfile
 import threading
@@ -20,9 +23,11 @@ from fsspec.core import url_to_fs
 from mlflow_bundle import _layout
 from mlflow_bundle._redact import redact_uri
 from mlflow_bundle._storage._backend import (
+    MIB,
     Staged,
     Storage,
     check_name,
+    check_stored,
     checked_path,
     damaged,
     missing,
@@ -46,7 +51,7 @@ __all__ = [
     "failures",
     "fetch_range",
     "filesystem_of",
-    "look_up",
+    "info_of",
     "protocols_of",
     "remote_error",
 ]
@@ -88,6 +93,7 @@ _PASSING: Final = frozenset(
         getattr(errno, "EREMOTEIO", errno.EIO),
     }
 )
+_MD5: Final = re.compile("[0-9a-f]{32}")
 #: Seconds before each further attempt; file systems have retries of their own below this.
 _PAUSES: Final = (0.3, 1.5)
 
@@ -189,14 +195,18 @@ class RemoteStorage(Storage):
     def put(self, staged: Staged, path: str) -> bool:
         staged.finish()
         check_name(staged, path)
-        found = self.size(path)
+        with self._failing("look at", path):
+            there = info_of(self._fs, self._full(path))
         is_object = _layout.object_hex(path) is not None
-        if found == staged.size or (found is not None and not is_object):
+        if there is not None and (there["size"] == staged.size or not is_object):
+            if is_object and (self.thorough or _has_other_md5(there, staged)):
+                check_stored(self, staged, path)
             staged.discard()
             return False
-        if found is not None and self._object_store:
-            raise damaged(path, self.url, found=found, expected=staged.size)
+        if there is not None and self._object_store:
+            raise damaged(path, self, found=there["size"], expected=staged.size)
         # Elsewhere an object that is too short is an upload that was cut off, or still runs: it is written again, whole.
+        staged.check(path)
         with self._failing("write", path):
             _persist(lambda: self._fs.put_file(str(staged.path), self._full(path)))
         found = self.size(path)
@@ -214,7 +224,7 @@ class RemoteStorage(Storage):
     def commit(self, data: bytes, path: str) -> None:
         found = self._publish(data, path)
         if found != data:
-            raise damaged(path, self.url, found=len(found), expected=len(data))
+            raise damaged(path, self, found=len(found), expected=len(data))
 
     def close(self) -> None:
         if self._temporary is not None:
@@ -319,12 +329,32 @@ def protocols_of(fs: fsspec.AbstractFileSystem) -> frozenset[str]:
 
 def look_up(fs: fsspec.AbstractFileSystem, full: str) -> int | None:
     """The bytes of a file now, whatever an earlier listing said, or None when there is none."""
+    info = info_of(fs, full)
+    return None if info is None else info["size"]
+
+
+def info_of(fs: fsspec.AbstractFileSystem, full: str) -> dict[str, Any] | None:
+    """What a file system says of a file now, or None when there is none."""
     fs.invalidate_cache()
     try:
-        info = fs.info(full)
+        info: dict[str, Any] = fs.info(full)
     except _ABSENT:
         return None
-    return info["size"] if info["type"] == "file" else None
+    return info if info["type"] == "file" else None
+
+
+def _has_other_md5(info: Mapping[str, Any], staged: Staged) -> bool:
+    """Whether a store seems to say another MD5 than a staged file has: S3 in the ETag of what it neither got in parts nor
+    encrypts with keys of its own, Google with its name. The bytes have the last word."""
+    etag, md5 = str(info.get("ETag") or "").strip('"'), info.get("md5Hash")
+    said = base64.b64decode(md5) if md5 else bytes.fromhex(etag) if _MD5.fullmatch(etag) else None
+    if said is None:
+        return False
+    found = hashlib.md5(usedforsecurity=False)
+    with staged.reopen() as file:
+        while chunk := file.read(MIB):
+            found.update(chunk)
+    return said != found.digest()
 
 
 def fetch_range(fs: fsspec.AbstractFileSystem, full: str, start: int, length: int, *, what: str) -> bytes:
@@ -332,6 +362,7 @@ def fetch_range(fs: fsspec.AbstractFileSystem, full: str, start: int, length: in
 
     Raises:
         CorruptError: the file ends before.
+        StorageError: the server gives other ranges than it is asked for.
     """
     if length == 0:
         return b""
@@ -344,6 +375,12 @@ def fetch_range(fs: fsspec.AbstractFileSystem, full: str, start: int, length: in
         if size is None or size >= start + length:
             raise
         data = b""
+    if len(data) > length:
+        raise StorageError(
+            f"the server of {what} gave {len(data):,} bytes where {length:,} were asked for: it does not serve ranges",
+            code="no-ranges",
+            hint="copy the bundle to this machine, or let another server serve it",
+        )
     if len(data) != length:
         raise CorruptError(f"{what} ends before byte {start + length:,}")
     return data

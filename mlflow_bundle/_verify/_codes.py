@@ -65,7 +65,11 @@ CODES: Final[Mapping[str, Code]] = MappingProxyType(
             ("E093", "snapshot-size", "A snapshot document is larger than the limit."),
             ("E094", "object-size-limit", "An object, or a part of one, is larger than the limit."),
             ("W010", "object-unlisted", "An object that no snapshot lists, as an interrupted pack leaves it: harmless."),
-            ("W011", "object-unlisted-damaged", "An object that no snapshot lists is damaged: a pack could take it for whole."),
+            (
+                "W011",
+                "object-unlisted-damaged",
+                "An object that no snapshot lists is damaged: a pack that compares only sizes could take it for whole.",
+            ),
             ("W012", "file-foreign", "A file that is no part of the format."),
             ("W013", "snapshot-torn", "A snapshot document was cut off while it was written; a later one is whole."),
             ("W090", "credential", "A URI holds what looks like a credential."),

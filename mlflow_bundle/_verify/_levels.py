@@ -70,6 +70,16 @@ class Report(Shown):
         """Whether there is no problem. Warnings do not count."""
         return not self.problems
 
+    def require_ok(self, url: str) -> None:
+        """Raise for what was found in the bundle at ``url``.
+
+        Raises:
+            CorruptError: there are problems; the first one is named.
+        """
+        if self.problems:
+            more = f", and {len(self.problems) - 1:,} more" if len(self.problems) > 1 else ""
+            raise CorruptError(f"{url} is damaged: {self.problems[0].message}{more}", hint="verify lists all of it")
+
 
 def verify_snapshot(
     storage: Storage,

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlflow_bundle._manifest import marker_to_add_to
+from mlflow_bundle._storage import open_storage
 from mlflow_bundle.cli._options import (
     artifact_storage_option,
     bundle_argument,
@@ -55,6 +57,8 @@ def pack(state: State, /, bundle: str, *, dry_run: bool, allow_partial: bool, fu
     storage_options = options_of(options.pop("storage_option"))
     artifact_options = options_of(options.pop("artifact_storage_option"), "--artifact-storage-option")
     if dry_run:
+        with closing(open_storage(bundle, storage_options=storage_options)) as storage:
+            marker_to_add_to(storage)
         return _dry_run(state, options, artifact_options)
     from mlflow_bundle.tracking import pack as pack_bundle  # noqa: PLC0415 - only what needs MLflow's side pays for it
 
@@ -115,7 +119,7 @@ def _dry_run(state: State, options: dict[str, Any], artifact_options: dict[str, 
         listed = [{"experiment_id": e.experiment_id, "name": e.name, "runs": runs[e.experiment_id]} for e in experiments]
         counts = {"experiment": len(listed), "run": sum(runs.values()), **others}
         state.put({"dry_run": True, "source": where, "counts": counts, "experiments": listed, "problems": plain(problems)})
-        return 0
+        return 3 if problems else 0
     for experiment in experiments:
         put(f"{clean(experiment.name)}: {plural(runs[experiment.experiment_id], 'run')}")
     for kind, count in others.items():
@@ -124,4 +128,6 @@ def _dry_run(state: State, options: dict[str, Any], artifact_options: dict[str, 
     for line in problem_lines(problems):
         say(line)
     say(f"would pack {packed} of {clean(where)}; nothing was written")
-    return 0
+    if problems:
+        say(f"{plural(len(problems), 'thing')} cannot be read: only --allow-partial packs the rest")
+    return 3 if problems else 0

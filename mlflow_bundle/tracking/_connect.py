@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -96,12 +96,13 @@ def connect_target(
     artifact_storage_options: Mapping[str, Any] | None = None,
     jobs: int | None = None,
     workspace: str | None = None,
+    absent: Sequence[str] = (),
 ) -> MlflowTarget:
-    """Open a server or a database for writing.
+    """Open a server or a database for writing. ``absent`` is what the source of the archive does not offer (``Source.absent``).
 
     Raises:
         UnsupportedError: a file store, which can only be read.
-        UsageError: ``artifact_root`` for a server.
+        UsageError: ``artifact_root`` or ``artifacts_destination`` for a server.
     """
     if is_file_store(uri):
         raise UnsupportedError(
@@ -118,9 +119,11 @@ def connect_target(
             bundle_id=bundle_id,
             storage_options=artifact_storage_options,
             workspace=workspace,
+            absent=absent,
         )
+    for name, given in (("artifact_root", artifact_root), ("artifacts_destination", artifacts_destination)):
+        if given is not None:
+            raise UsageError(f"{name} is for databases; a tracking server decides where its artifacts lie")
     from mlflow_bundle.tracking.rest._workspace_write import rest_target  # noqa: PLC0415
 
-    if artifact_root is not None:
-        raise UsageError("artifact_root is for databases; a tracking server decides where its artifacts lie")
     return rest_target(uri, bundle_id=bundle_id, storage_options=artifact_storage_options, jobs=jobs, workspace=workspace)

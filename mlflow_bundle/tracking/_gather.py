@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from itertools import chain
 from typing import Final, NamedTuple
 
@@ -48,12 +49,14 @@ class Gathered:
         spool = self._spools.setdefault(kind, LineSpool())
         source = iter(batches)
         first = next(source, ())
-        rest = prefetch(source) if len(first) >= _MANY else source
-        for batch in chain([first], rest):
-            for record in batch:
-                spool.add(encode(record))
-                self._note(kind, record)
-            progress(len(batch))
+        with ExitStack() as stack:
+            # Where this fails, its thread ends before anybody closes the source.
+            rest = stack.enter_context(closing(prefetch(source))) if len(first) >= _MANY else source
+            for batch in chain([first], rest):
+                for record in batch:
+                    spool.add(encode(record))
+                    self._note(kind, record)
+                progress(len(batch))
 
     def _note(self, kind: str, record: Record) -> None:
         self.counts[kind] += 1

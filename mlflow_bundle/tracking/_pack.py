@@ -177,6 +177,7 @@ def pack_into(
         entities.close()
         stack.callback(found.gathered.close)
         storage = create()
+        storage.thorough = options.full
         marker = ensure_marker(storage)
         parent = _parent(storage, selection.scope(), source, limits)
         newest = next(snapshots(storage, limits=limits), None)

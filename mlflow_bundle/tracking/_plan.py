@@ -72,6 +72,10 @@ class Plan:
     _runs: LineSpool
     #: The runs at the target that come from the archive, by archived id.
     _there: dict[str, RestoredRun] = field(default_factory=dict)
+    _selected: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        self._selected = frozenset(self.run_ids)
 
     def runs(self) -> Iterator[Run]:
         """The selected runs whose experiment can be placed, in archive order; may be asked for several times, in turn."""
@@ -95,18 +99,47 @@ class Plan:
             self._there.setdefault(source_id, run)
 
     def is_current(self, run: Run) -> bool:
-        """Whether an earlier restore finished this run, with the content that it has in this snapshot."""
+        """Whether an earlier restore finished this run, with the content that it has in this snapshot and with its parent."""
         there = self.there(run.run_id)
-        return there is not None and there.complete and there.digest == self.digests.of(run)
+        if there is None or not there.complete or not self._has_content(there, run):
+            return False
+        if (parent := self.parents.get(run.run_id)) is None:
+            return True
+        known, is_selected = self.there(parent), parent in self._selected
+        if known is None:
+            return not is_selected
+        if known.run_id == self.noted_parent(run) or not (known.complete or is_selected):
+            return True
+        return self._in_ring(run.run_id)
+
+    def _in_ring(self, run_id: str) -> bool:
+        """Whether a run is its own ancestor: one of those cannot have its parent before it."""
+        seen: set[str] = set()
+        current = self.parents.get(run_id)
+        while current is not None and current != run_id and current not in seen:
+            seen.add(current)
+            current = self.parents.get(current)
+        return current == run_id
+
+    def _has_content(self, there: RestoredRun, run: Run) -> bool:
+        return there.digest != "" and there.digest.partition(" ")[0] == self.digests.of(run)
+
+    def noted_parent(self, run: Run) -> str | None:
+        """The id at the target of the parent that an earlier restore of the same content gave this run."""
+        there = self.there(run.run_id)
+        return (there.digest.partition(" ")[2] or None) if there and self._has_content(there, run) else None
+
+    def digest(self, run: Run, parent_id: str | None) -> str:
+        """What a restore of a run notes of it: its content, and the parent at the target that it names."""
+        return self.digests.of(run) + (f" {parent_id}" if parent_id else "")
 
     def generations(self) -> list[int]:
         """For each selected run, how many of its ancestors are selected: parents are restored before their children."""
         depth: dict[str, int] = {}
-        selected = set(self.run_ids)
         for run in self.run_ids:
             chain = []
             current: str | None = run
-            while current is not None and current in selected and current not in depth and current not in chain:
+            while current is not None and current in self._selected and current not in depth and current not in chain:
                 chain.append(current)
                 current = self.parents.get(current)
             known = depth.get(current, -1) if current is not None else -1
@@ -125,7 +158,7 @@ def make_plan(bundle: Bundle, target: MlflowTarget, selected: Selected, rename: 
         NotFoundError: ``rename`` names an experiment that is not selected.
         UsageError: two experiments would get one name.
     """
-    placements, problems = _placements(target, selected.experiments, _renamed(selected.experiments, rename), homes)
+    placements, problems, notes = _placements(target, selected.experiments, _renamed(selected.experiments, rename), homes)
     spool, run_ids, parents = LineSpool(), [], {}
     for run in selected.runs:
         spool.add(encode(run))
@@ -136,38 +169,95 @@ def make_plan(bundle: Bundle, target: MlflowTarget, selected: Selected, rename: 
         if run.experiment_id not in placements:
             raise NotFoundError(f"run {run.run_id} is of experiment {run.experiment_id}, which is not in the archive")
         placements[run.experiment_id].runs += 1
-    notes = _moved(selected.experiments, homes)
+    notes += _moved(selected.experiments, homes)
     plan = Plan(placements, run_ids, parents, problems, notes, ContentDigests(bundle), spool)
     plan.problems += _refused_keys(bundle, target, run_ids)
     plan.problems += _unreadable(bundle, run_ids)
     _find_restored(plan, target)
+    _note_deleted(plan)
     _note_missing_parents(plan)
     return plan
 
 
+class _Existing:
+    """The experiments of a target, by name and by the archived experiments that they are restores of."""
+
+    def __init__(self, target: MlflowTarget, homes: Homes) -> None:
+        self._by_name: dict[tuple[str, str], TargetExperiment] = {}
+        self._by_origin: defaultdict[tuple[object, ...], list[TargetExperiment]] = defaultdict(list)
+        for found in target.experiments():
+            home = found.workspace or DEFAULT_WORKSPACE if homes.offered else ""
+            self._by_name[home, found.name] = found
+            if found.source_id is not None:
+                self._by_origin[home, found.source_id].append(found)
+            if found.creation_time is not None:
+                self._by_origin[home, found.experiment_id, found.creation_time].append(found)
+
+    def named(self, name: str, home: str) -> TargetExperiment | None:
+        """The one of this name."""
+        return self._by_name.get((home, name))
+
+    def restored(self, experiment: Experiment, home: str) -> TargetExperiment | None:
+        """The one that is a restore of an archived one: that of the same name, an active one, or any of them."""
+        origins = [(home, experiment.experiment_id), (home, experiment.experiment_id, experiment.creation_time)]
+        found = [one for origin in origins for one in self._by_origin.get(origin, ())]
+        return min(found, key=lambda one: (one.name != experiment.name, one.lifecycle_stage == "deleted"), default=None)
+
+
 def _placements(
     target: MlflowTarget, experiments: Sequence[Experiment], names: Mapping[str, str], homes: Homes
-) -> tuple[dict[str, Placement], list[Problem]]:
-    """Where each experiment goes, by archived id, and why some cannot go there."""
-    existing = {
-        (found.workspace or DEFAULT_WORKSPACE if homes.offered else "", found.name): found for found in target.experiments()
-    }
+) -> tuple[dict[str, Placement], list[Problem], list[str]]:
+    """Where each experiment goes, by archived id, why some cannot go there, and which have another name there.
+
+    One that an earlier unpack restored is found again whatever its name is, at either end, unless it is to have another one.
+    """
+    existing = _Existing(target, homes)
     named = [Named(e.experiment_id, names[e.experiment_id], e.workspace) for e in experiments]
     keepers = {loser.id: keeper for loser, keeper in homes.collisions(named)}
+    again = {
+        e.experiment_id: found
+        for e in experiments
+        if names[e.experiment_id] == e.name and (found := existing.restored(e, homes.of(e.workspace)))
+    }
+    owners = {found.experiment_id: source for source, found in again.items()}
     placements: dict[str, Placement] = {}
     problems: list[Problem] = []
+    notes: list[str] = []
     for experiment in experiments:
-        name, home = names[experiment.experiment_id], homes.of(experiment.workspace)
-        if keeper := keepers.get(experiment.experiment_id):
-            placements[experiment.experiment_id] = Placement(experiment, name, "refused", workspace=home)
+        source, home = experiment.experiment_id, homes.of(experiment.workspace)
+        name, found = names[source], again.get(source)
+        if found is not None and found.name != name:
+            notes.append(
+                f"the experiment {name!r} is called {found.name!r} at the target, where it was restored: it keeps that name"
+            )
+            name = found.name
+        elif keeper := keepers.get(source):
+            placements[source] = Placement(experiment, name, "refused", workspace=home)
             problems.append(_collision(experiment, name, keeper))
             continue
-        placement = _place(experiment, name, home, existing.get((home, name)))
-        placements[experiment.experiment_id] = placement
-        if placement.action == "refused":
-            problems.append(_deleted_at_target(placement))
+        found = found or existing.named(name, home)
+        if found is not None and owners.get(found.experiment_id, source) != source:
+            placements[source] = Placement(experiment, name, "refused", workspace=home)
+            problems.append(_taken(experiment, name))
+            continue
+        placements[source] = _place(experiment, name, home, found)
+        if placements[source].action == "refused":
+            problems.append(_deleted_at_target(placements[source]))
         problems += target.cannot_hold_experiment(replace(experiment, name=name))
-    return placements, problems
+    return placements, problems, notes
+
+
+def _taken(experiment: Experiment, name: str) -> Problem:
+    return Problem(
+        code="experiment-name-taken",
+        kind="experiment",
+        id=experiment.experiment_id,
+        message=(
+            f"the experiment {name!r} of the target is a restore of another archived one, which has another name now: rename"
+            f" this one ('{experiment.name}=OTHER')"
+        ),
+        experiments=(experiment.experiment_id,),
+    )
 
 
 def _collision(experiment: Experiment, name: str, keeper: Named) -> Problem:
@@ -296,6 +386,17 @@ def _find_restored(plan: Plan, target: MlflowTarget) -> None:
         wanted = [*by_experiment.get(placement.experiment.experiment_id, ()), *outside]
         if placement.existing is not None and wanted:
             plan.note_there(placement, target.restored_runs(placement.existing.experiment_id, wanted))
+
+
+def _note_deleted(plan: Plan) -> None:
+    """Runs that an earlier restore made, and that nothing is to be done for, stay deleted where somebody deleted them since."""
+    gone = {source for placement in plan.placements.values() for source, run in placement.there.items() if run.deleted}
+    stay = [run.run_id for run in plan.runs() if run.run_id in gone and plan.is_current(run)] if gone else []
+    if stay:
+        plan.notes.append(
+            f"{len(stay):,} runs that an earlier unpack restored were deleted at the target since: they stay deleted there"
+            f" (for example run {stay[0]})"
+        )
 
 
 def _note_missing_parents(plan: Plan) -> None:

@@ -233,18 +233,21 @@ class TargetExperiment:
 @dataclass(frozen=True, slots=True)
 class RestoredRun:
     """A run at the target that comes from the archive. ``complete``: an earlier restore finished and compared it. ``digest``
-    is what that restore noted of the content that it had: a snapshot with another one has something else."""
+    is what that restore noted of the content that it had: a snapshot with another one has something else. ``deleted``: it was
+    restored as an active run, and was deleted since."""
 
     run_id: str
     complete: bool
     digest: str = ""
+    deleted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedRun:
     """A run to restore. ``source`` is the archived record. ``target_run_id`` is the run of an earlier restore that is not
     finished, or had other content. ``parent_id`` is the id at the target of its parent, where that is known (else the tag
-    stays as it was). ``digest`` stands for the whole content of the run, to be kept with the mark of completion."""
+    stays as it was). ``digest`` stands for the whole content of the run and for that parent, to be kept with the mark of
+    completion."""
 
     source: Run
     experiment_id: str

@@ -101,6 +101,8 @@ class RestClient:
         self._version: str | None = None
         self._lock = Lock()
         self._headers: dict[str, str] = {}
+        #: What was answered and may lack something, a sentence each. Clients of all workspaces share it.
+        self.doubts: list[str] = []
 
     def in_workspace(self, name: str) -> RestClient:
         """A client of the same server whose requests are about one of its workspaces."""
@@ -228,10 +230,11 @@ class RestClient:
         body = response.content or (b"" if must_say else b"{}")
         try:
             try:
-                return _of_known_form(body, msgspec.json.decode(body, type=answer, strict=False))
+                found = msgspec.json.decode(body, type=answer, strict=False)
             except msgspec.DecodeError:
                 # MLflow writes bare NaN and Infinity into some answers; Python's decoder accepts them.
-                return msgspec.convert(json.loads(body), answer, strict=False)
+                found = msgspec.convert(json.loads(body), answer, strict=False)
+            return _of_known_form(body, found)
         except ValueError as error:
             path = response.url.partition("?")[0]
             raise ServerError(
@@ -249,7 +252,7 @@ def _of_known_form(body: bytes, found: Any) -> Any:
     """
     if not isinstance(found, msgspec.Struct) or any(getattr(found, name) for name in found.__struct_fields__):
         return found
-    members = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    members: dict[str, Any] = json.loads(body)
     if members and members.keys().isdisjoint(field.encode_name for field in msgspec.structs.fields(found)):
         raise ValueError(f"it has {', '.join(sorted(members)[:_MEMBERS_TOLD])!r}, of which nothing is known")
     return found

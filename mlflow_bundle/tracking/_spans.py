@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -46,7 +47,7 @@ def spans_not_found(trace_ids: Sequence[str]) -> list[str]:
 
 
 class _Payload(msgspec.Struct):
-    spans: list[msgspec.Raw] = []
+    spans: list[msgspec.Raw] | None = None
 
 
 def span_texts(payload: bytes) -> list[str]:
@@ -55,18 +56,20 @@ def span_texts(payload: bytes) -> list[str]:
     Raises:
         ValueError: it is not such JSON.
     """
-    try:
-        return [bytes(raw).decode() for raw in msgspec.json.decode(payload, type=_Payload).spans]
-    except msgspec.DecodeError:
-        # Python writes, and reads, bare NaN and Infinity.
-        return _lenient_texts(payload.decode())
+    # Python writes, and reads, bare NaN and Infinity.
+    with suppress(msgspec.DecodeError):
+        spans = msgspec.json.decode(payload, type=_Payload).spans
+        if spans is not None:
+            return [bytes(raw).decode() for raw in spans]
+    return _lenient_texts(payload.decode())
 
 
 def _lenient_texts(text: str) -> list[str]:
     """The same of JSON as Python writes it. Where the list does not come first, the spans are spelled anew."""
     decoder = json.JSONDecoder()
     document = decoder.decode(text)
-    spans = document.get("spans", []) if isinstance(document, dict) else None
+    # Nothing at all says that there are no spans; anything else is the document of somebody else.
+    spans = document.get("spans", None if document else []) if isinstance(document, dict) else None
     if not isinstance(spans, list):
         raise ValueError("it holds no list of spans")  # noqa: TRY004 - a value of the wrong form, not a wrong call
     start = _FIRST_LIST.match(text)

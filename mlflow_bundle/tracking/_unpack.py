@@ -108,11 +108,13 @@ def unpack(
 ) -> UnpackReport:
     """Restore a snapshot, or a selection of it, to an MLflow server or database.
 
-    The selection means the same as in ``pack``. ``rename`` gives archived experiments other names. An experiment that
-    exists gets the runs; runs that an earlier unpack restored are left alone, unfinished ones are finished. What an unpack
-    of another snapshot restored becomes what this one says, so that a newer one brings it up to date: nothing is taken away
-    from it, and what it cannot become (a param has one value for ever, a point stays) is a problem. A database is never
-    changed, only added to: there every difference is a problem or a note.
+    The selection means the same as in ``pack``. ``rename`` gives archived experiments other names. An experiment that an
+    earlier unpack restored, whatever its name is now, or that exists under its name, gets the runs; runs that an earlier
+    unpack restored are left alone, unfinished ones are finished. What an unpack of another snapshot restored becomes what this
+    one says, so that a newer one brings it up to date: nothing is taken away from it, and what it cannot become (a param has
+    one value for ever, a point stays) is a problem. A database is never changed, only added to: there every difference is a
+    problem or a note.
+
     Everything goes into the workspace that it is archived from, made where the target lacks it, or all of it into
     ``workspace``; of two experiments or models that would get one name then, one is left out and reported. Webhooks come
     back disabled, scorers with a sample rate of 0 unless ``online_scoring`` is set, and nothing that was secret comes back.
@@ -129,6 +131,8 @@ def unpack(
 
     Raises:
         CannotHoldError: the target cannot hold something, and ``allow_partial`` was not given. Nothing was written.
+        CorruptError: an object of the archive is lost or cut off; nothing was written without ``allow_partial``. Or one is
+            damaged inside, which is seen when it is read.
         NotFoundError, BundleNotFoundError: no such bundle, snapshot, experiment or run.
         ServerError: the target failed. What was restored stays; running again finishes the rest.
     """
@@ -146,6 +150,9 @@ def unpack(
     )
     uri = resolve_tracking_uri(tracking_uri)
     with open_bundle(bundle, snapshot=snapshot, storage_options=storage_options, limits=limits) as archive:
+        if not allow_partial:
+            # Else a target would be half-filled before the first object is met that is cut off or lost.
+            archive.verify(level="structure").require_ok(archive.url)
         connect = partial(
             connect_target,
             uri,
@@ -155,6 +162,7 @@ def unpack(
             artifact_storage_options=artifact_storage_options,
             jobs=jobs,
             workspace=workspace,
+            absent=archive.snapshot.source.absent,
         )
         return restore(
             archive,
@@ -289,6 +297,8 @@ class _Restore:
                 )
         for result in self._target.after_deletions():
             self._entities.finish(result)
+            if result.kind == "run" and result.action == "failed":
+                self._count(result.source_id, self._failed)
 
     def _finish(self, experiment: Experiment, target_id: str) -> None:
         """Delete the experiment, or runs of it, as archived. Where that is refused, the other experiments go on."""
@@ -385,14 +395,15 @@ class _Restore:
         there = self._plan.there(run.run_id)
         placed = self._plan.placements[run.experiment_id].target_id
         assert placed is not None
+        parent = self._ids.get(self._plan.parents.get(run.run_id, "")) or self._plan.noted_parent(run)
         return PlannedRun(
             source=run,
             experiment_id=placed,
             target_run_id=there.run_id if there else None,
-            parent_id=self._ids.get(self._plan.parents.get(run.run_id, "")),
+            parent_id=parent,
             files=tuple(files),
             metric_rows=points,
-            digest="" if self._target.keeps_ids else self._plan.digests.of(run),
+            digest="" if self._target.keeps_ids else self._plan.digest(run, parent),
         )
 
     def _take(self, result: RunResult) -> None:
@@ -406,7 +417,7 @@ class _Restore:
         self._count(result.source_run_id, self._failed if result.problems else self._there if was_there else self._restored)
         if not was_there:
             if there is not None and there.complete and not result.problems:
-                self._note("a run of an earlier restore was brought up to date: this snapshot says something else of it")
+                self._note("a run of an earlier restore was brought up to date: this snapshot, or its parent, is another")
             self._points += result.metric_points
             self._files += result.files
             self._bytes += result.file_bytes

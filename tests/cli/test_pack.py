@@ -69,6 +69,18 @@ def test_dry_run(command: Command, archived: Archived, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_dry_run_looks_at_the_place(command: Command, archived: Archived, tmp_path: Path) -> None:
+    """Where nothing can be packed to, a dry run ends as the pack would."""
+    (tmp_path / "plain.txt").write_text("words")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.tex").write_text("words")
+    for name, code in (("plain.txt", 10), ("foreign", 1)):
+        words = ["pack", tmp_path / name, "--tracking-uri", archived.uri]
+        dry, real = command(*words, "--dry-run"), command(*words)
+        assert (dry.code, dry.out, dry.err) == (real.code, real.out, real.err)
+        assert dry.code == code
+
+
 def test_dry_run_tells_what_cannot_be_read(command: Command, tmp_path: Path) -> None:
     """What a pack could not read is told before anything is written: here an experiment on a disk that is not mounted."""
     (tmp_path / "mlruns/0").mkdir(parents=True)
@@ -76,7 +88,7 @@ def test_dry_run_tells_what_cannot_be_read(command: Command, tmp_path: Path) -> 
     (tmp_path / "mlruns/1").symlink_to("/no/such/disk")
     words = ["pack", tmp_path / "b", "--tracking-uri", tmp_path / "mlruns", "--dry-run"]
     done = command(*words)
-    assert (done.code, "is a link that leads nowhere" in done.err) == (0, True)
+    assert (done.code, "is a link that leads nowhere" in done.err) == (3, True)
     assert [problem["id"] for problem in json.loads(command(*words, "--json").out)["problems"]] == ["1"]
 
 

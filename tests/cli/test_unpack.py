@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,23 @@ def test_dry_run(command: Command, archived: Archived, tmp_path: Path) -> None:
     assert "experiment churn: 4 runs, new" in done.out.splitlines()
     assert "would restore 8 runs" in done.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_archive_that_is_cut_off(command: Command, archived: Archived, tmp_path: Path) -> None:
+    """An object that is cut off is told before anything is written; what is left can be restored when that is asked for."""
+    bundle, target = tmp_path / "cut", tmp_path / "mlflow.db"
+    shutil.copytree(archived.bundle, bundle)
+    with mlflow_bundle.open(bundle) as archive:
+        path = bundle / next(ref.path for ref in archive.objects if ref.role == "metrics")
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:-1])
+    done = command("unpack", bundle, "--tracking-uri", f"sqlite:///{target}")
+    assert done.code == 1
+    assert "is damaged" in done.err
+    assert not target.exists()
+    words = ["unpack", bundle, "--tracking-uri", f"sqlite:///{target}", "--allow-partial"]
+    assert command(*words).code == 1
+    assert target.exists()
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,9 @@ def test_the_database_is_made_once(estate_bundle: str, tmp_path: Path) -> None:
     assert (first.made, again.made, third.made) == (True, False, False)
     assert first.path == again.path == third.path
     assert place == {"bundle": str(copy)}
-    assert {path.name for path in (tmp_path / "cache/serve").iterdir()} == {first.path.name, f"empty-{head_revision()}.db"}
+    stems = {first.path.stem, f"empty-{head_revision()}"}
+    kept = {path.name for path in (tmp_path / "cache/serve").iterdir()}
+    assert kept == {f"{stem}.{suffix}" for stem in stems for suffix in ("db", "sha256")}
 
 
 def _one_experiment(folder: Path) -> Path:
@@ -186,7 +188,22 @@ def test_a_second_archive_needs_no_migrations(tmp_path: Path, monkeypatch: pytes
     assert _names(again) == ["only"]
 
 
+def _replace_text(path: Path) -> None:
+    """Another name for the experiment, of the same length; where there is none, as in the empty database, one byte less."""
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"only", b"0nly") if b"only" in data else data[:-1])
+
+
+def _clear_page(path: Path) -> None:
+    """Nothing but zeros in the second half of the last page."""
+    path.write_bytes(path.read_bytes()[:-2048] + bytes(2048))
+
+
 DAMAGES: dict[str, Callable[[Path], object]] = {
+    "another text": _replace_text,
+    "an empty page": _clear_page,
+    "no checksum": lambda path: path.with_suffix(".sha256").unlink(),
+    "half a checksum": lambda path: os.truncate(path.with_suffix(".sha256"), 32),
     "empty": lambda path: os.truncate(path, 0),
     "shorter": lambda path: os.truncate(path, path.stat().st_size // 2 // 4096 * 4096),
     "torn": lambda path: os.truncate(path, path.stat().st_size - 100),
@@ -203,7 +220,7 @@ def test_what_is_damaged_in_the_cache_is_made_anew(damage: str, tmp_path: Path) 
     with mlflow_bundle.open(_one_experiment(tmp_path)) as archive:
         first = metadata_of(archive, cache=tmp_path / "cache")
         assert not first.damaged
-        for path in (tmp_path / "cache/serve").iterdir():
+        for path in (tmp_path / "cache/serve").glob("*.db"):
             DAMAGES[damage](path)
         again = metadata_of(archive, cache=tmp_path / "cache")
         assert (again.path, again.made, again.damaged) == (first.path, True, True)

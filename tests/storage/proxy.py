@@ -27,7 +27,11 @@ class Request:
 
 @dataclass
 class Fault:
-    """What happens to requests: ``forward`` them, wait ``seconds``, answer ``status`` and ``code``, or ``drop`` the answer."""
+    """What happens to requests: ``forward`` them, wait ``seconds``, answer ``status`` and ``code``, or ``drop`` the answer.
+
+    What is forwarded may be asked for ``whole``, whatever range was wanted; of the answer, ``half`` may be all that comes, or
+    the connection ``breaks`` in its middle.
+    """
 
     when: Callable[[Request], bool]
     times: int = 1_000_000
@@ -36,6 +40,9 @@ class Fault:
     status: int | None = None
     code: str = ""
     drop: bool = False
+    whole: bool = False
+    breaks: bool = False
+    half: bool = False
 
 
 @dataclass
@@ -60,6 +67,11 @@ class Proxy:
 def puts(request: Request) -> bool:
     """Requests that write."""
     return request.method in {"PUT", "POST"}
+
+
+def gets(request: Request) -> bool:
+    """Requests that read."""
+    return request.method == "GET" and "list-type" not in request.path
 
 
 def conditional(request: Request) -> bool:
@@ -87,7 +99,7 @@ def run_proxy(target: str) -> Iterator[Proxy]:
             fault = proxy.fault_for(request)
             answer: tuple[int, list[tuple[str, str]], bytes] | None = None
             if fault is None or fault.forward:
-                answer = self.forward(body)
+                answer = self.forward(body, whole=fault is not None and fault.whole)
             if fault is not None:
                 time.sleep(fault.seconds)
                 if fault.status is not None:
@@ -101,20 +113,23 @@ def run_proxy(target: str) -> Iterator[Proxy]:
                 self.close_connection = True
                 self.connection.shutdown(socket.SHUT_RDWR)
                 return
-            self.answer(*answer)
+            if fault is not None and fault.half:
+                answer = (*answer[:2], answer[2][: len(answer[2]) // 2])
+            self.answer(*answer, breaks=fault is not None and fault.breaks)
 
         do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_any
 
-        def forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+        def forward(self, body: bytes, *, whole: bool) -> tuple[int, list[tuple[str, str]], bytes]:
             connection = http.client.HTTPConnection(host, timeout=60)
             try:
-                connection.request(self.command, self.path, body, dict(self.headers.items()))
+                headers = {name: value for name, value in self.headers.items() if not (whole and name.lower() == "range")}
+                connection.request(self.command, self.path, body, headers)
                 response = connection.getresponse()
                 return response.status, response.getheaders(), response.read()
             finally:
                 connection.close()
 
-        def answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        def answer(self, status: int, headers: list[tuple[str, str]], body: bytes, *, breaks: bool) -> None:
             length = str(len(body))
             self.send_response_only(status)
             for name, value in headers:
@@ -125,7 +140,9 @@ def run_proxy(target: str) -> Iterator[Proxy]:
             self.send_header("Content-Length", length)
             self.end_headers()
             if self.command != "HEAD":
-                self.wfile.write(body)
+                self.wfile.write(body[: len(body) // 2] if breaks else body)
+            if breaks:
+                self.close_connection = True
 
         def log_message(self, *args: Any) -> None:
             """The tests look at ``requests``."""

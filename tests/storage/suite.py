@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlflow_bundle import _layout
-from mlflow_bundle._storage import Storage
+from mlflow_bundle._storage import Storage, _local, _onefile, _remote
 from mlflow_bundle.errors import CorruptError, NotFoundError, StorageError
 
 #: Opens the storage of the test once more, as another process would.
@@ -133,6 +133,40 @@ class StorageTests:
         assert storage.put_bytes(data, path) is False
         assert opener().put_bytes(data, path) is False
         assert opener().list("") == {path: len(data)}
+
+    def test_an_object_with_other_bytes_of_the_same_size(self, opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is not taken for what was put, where objects are read back; nothing is replaced, and the way out is told."""
+        wrong, right = b"the wrong bytes", b"the right bytes"
+        path = path_of(right)
+        with monkeypatch.context() as blind, opener() as storage:
+            for module in (_local, _onefile, _remote):
+                blind.setattr(module, "check_name", lambda *_: None)
+            storage.put_bytes(wrong, path)
+            storage.flush()
+        storage = opener()
+        storage.thorough = True
+        with storage.stage() as staged:
+            staged.write(right)
+            with pytest.raises(StorageError, match="has other bytes than its name says") as caught:
+                storage.put(staged, path)
+        assert not staged.path.exists()
+        assert caught.value.code == "object-damaged"
+        assert "run again" in (caught.value.hint or "")
+        assert storage.read(path) == wrong
+
+    @pytest.mark.parametrize("path", [path_of(b"what was written"), _layout.MARKER])
+    def test_a_staged_file_that_changed_is_not_published(self, opener: Opener, path: str) -> None:
+        """One bit that a bad disk or memory turned is found before anybody can see the file."""
+        storage = opener()
+        with storage.stage() as staged:
+            staged.write(b"what was written")
+            staged.finish()
+            staged.path.write_bytes(b"what was writtem")
+            with pytest.raises(StorageError, match="does not read back as it was written") as caught:
+                storage.put(staged, path)
+        assert caught.value.code == "self-check"
+        storage.flush()
+        assert opener().list("") == {}
 
     def test_a_document_is_never_replaced(self, opener: Opener) -> None:
         """Of two markers, whatever their sizes, the first stays."""

@@ -11,20 +11,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import s3fs
 
 from mlflow_bundle import _layout
 from mlflow_bundle._storage import Storage, open_storage
-from mlflow_bundle.errors import BundleNotFoundError, CommitUnknownError, CorruptError, NotFoundError, StorageError
+from mlflow_bundle.errors import BundleError, BundleNotFoundError, CommitUnknownError, CorruptError, NotFoundError, StorageError
 from tests.fixtures.s3 import Bucket, s3_options
-from tests.storage.proxy import Fault, Proxy, conditional, puts, reads, run_proxy
+from tests.storage.proxy import Fault, Proxy, conditional, gets, puts, reads, run_proxy
 from tests.storage.suite import SNAPSHOT, path_of, put
 
 DATA = b"a snapshot"
@@ -153,6 +153,58 @@ def test_put_succeeds(fault: Fault, proxy: Proxy, through: Storage, behind: Stor
     assert behind.read(path_of(data)) == data
 
 
+READING = {
+    "answers that break off once": Fault(gets, times=1, forward=True, breaks=True),
+    "answers that always break off": Fault(gets, forward=True, breaks=True),
+    "half of what was asked for, as if it were all": Fault(gets, forward=True, half=True),
+    "everything, whatever was asked for": Fault(gets, forward=True, whole=True),
+    "an answer that is lost": Fault(gets, times=1, forward=True, drop=True),
+    "errors": Fault(gets, status=500, code="InternalError"),
+    "busy for a while": Fault(gets, times=2, status=503, code="SlowDown"),
+    "nothing there for a moment": Fault(gets, times=1, status=404, code="NoSuchKey"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bundle", "bundle.zip"])
+@pytest.mark.parametrize("fault", READING.values(), ids=READING.keys())
+def test_reading_gives_the_bytes_or_an_error(fault: Fault, name: str, proxy: Proxy, s3_bucket: Bucket) -> None:
+    """Whatever a store answers to a range: it is the right one, or an error of this package. No byte is made up."""
+    data = random.Random(6).randbytes(3_000_000)
+    url = f"s3://{s3_bucket.name}/{name}"
+    with open_storage(url, storage_options=s3_bucket.storage_options) as behind:
+        path = put(behind, data)
+        behind.flush()
+    through = open_storage(url, storage_options=impatient(proxy.endpoint))
+    reads: dict[str, tuple[bytes, Callable[[], bytes]]] = {
+        "a range": (data[5_000:9_000], lambda: through.read_range(path, 5_000, 4_000)),
+        "the beginning": (data[:9_000], lambda: through.read_range(path, 0, 9_000)),
+        "a file": (data, lambda: through.open(path).read()),
+        "the end of a file": (data[-100:], lambda: _end_of(through.open(path), 100)),
+    }
+    for expected, read in reads.values():
+        proxy.faults = [replace(fault)]
+        try:
+            found = read()
+        except BundleError:
+            continue
+        assert found == expected
+
+
+def _end_of(file: BinaryIO, size: int) -> bytes:
+    file.seek(-size, os.SEEK_END)
+    return file.read()
+
+
+def test_a_server_without_ranges_is_named(proxy: Proxy, through: Storage) -> None:
+    """Who gets more than was asked for is told what the server cannot do, and not that the object is damaged."""
+    path = put(through, bytes(10_000))
+    proxy.faults = [Fault(gets, forward=True, whole=True)]
+    with pytest.raises(StorageError, match="gave 10,000 bytes where 100 were asked for") as caught:
+        through.read_range(path, 50, 100)
+    assert caught.value.code == "no-ranges"
+
+
 def test_put_is_refused(proxy: Proxy, through: Storage, behind: Storage) -> None:
     """A refused object is an error with its reason, and not there."""
     proxy.faults = [Fault(puts, status=403, code="AccessDenied")]
@@ -178,6 +230,30 @@ def test_a_damaged_object_is_not_replaced(proxy: Proxy, through: Storage, behind
         put(through, b"the right content")
     assert caught.value.code == "object-damaged"
     assert behind.read(path) == b"wrong"
+
+
+def test_other_bytes_of_the_same_size_are_found_by_their_checksum(
+    proxy: Proxy, through: Storage, behind: Storage, s3_bucket: Bucket
+) -> None:
+    """Where the store says the MD5 of an object, that is compared at the price of no request; the bytes have the last word."""
+    data = b"the right content"
+    path = put(through, data)
+    proxy.requests.clear()
+    assert through.put_bytes(data, path) is False
+    assert [request.method for request in proxy.requests] == ["HEAD"]
+    s3fs.S3FileSystem(**s3_bucket.storage_options).pipe_file(f"{s3_bucket.name}/bundle/{path}", b"the wrong content")
+    with pytest.raises(StorageError) as caught:
+        put(through, data)
+    assert caught.value.code == "object-damaged"
+    assert behind.read(path) == b"the wrong content"
+
+
+def test_a_checksum_of_something_else_is_no_damage(through: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ETag of an object that the store encrypts looks like an MD5 and is none: then the bytes are read."""
+    path = put(through, b"the right content")
+    info = s3fs.S3FileSystem.info
+    monkeypatch.setattr(s3fs.S3FileSystem, "info", lambda *args, **options: {**info(*args, **options), "ETag": f'"{"0" * 32}"'})
+    assert through.put_bytes(b"the right content", path) is False
 
 
 def test_a_missing_bucket(s3_bucket: Bucket) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import random
@@ -16,14 +17,19 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import mlflow_bundle
 from mlflow_bundle import _layout
+from mlflow_bundle._blobs import BlobReader, BlobWriter
+from mlflow_bundle._index import settle
+from mlflow_bundle._limits import DEFAULT_LIMITS
 from mlflow_bundle._storage import Storage, _zipform, open_storage
 from mlflow_bundle._storage._place import LocalPlace
 from mlflow_bundle._storage._zipform import Archive, Part, write_archive
 from mlflow_bundle.errors import BundleError, BundleNotFoundError, CorruptError, LimitError, StorageError
+from tests.building import TINY
 from tests.fixtures.s3 import Bucket
 from tests.storage.suite import SNAPSHOT, Opener, StorageTests, path_of, put
 
@@ -450,3 +456,63 @@ def test_a_zip_file_of_something_else(tmp_path: Path) -> None:
         (tmp_path / "other.zip").write_bytes(_zip([("a", b"1" * 100)], compression=method))
         with pytest.raises(BundleNotFoundError):
             mlflow_bundle.open(tmp_path / "other.zip")
+
+
+def test_a_file_that_changed_before_the_flush_is_not_written(tmp_path: Path) -> None:
+    """What was put and turned into other bytes on the disk until the ZIP file is made: that stays as it was."""
+    place = tmp_path / "bundle.zip"
+    with open_storage(place) as storage:
+        put(storage, b"first")
+        storage.flush()
+    before = place.read_bytes()
+    with open_storage(place) as storage:
+        put(storage, b"the second")
+        (staged,) = (path for path in tmp_path.rglob("*") if path.is_file() and path != place)
+        staged.write_bytes(b"the sacond")
+        with pytest.raises(StorageError, match="does not read back") as caught:
+            storage.flush()
+        assert caught.value.code == "self-check"
+    assert place.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [place]
+
+
+@pytest.mark.parametrize("where", ["s3", "memory", "local"])
+def test_a_reader_of_a_file_that_is_replaced_is_told(where: str, tmp_path: Path, s3_bucket: Bucket) -> None:
+    """Parts of a content, which no digest covers, are never those of another file; an open file of this machine just stays."""
+    url = {"s3": f"s3://{s3_bucket.name}/b.zip", "memory": f"memory://{tmp_path.name}/b.zip", "local": str(tmp_path / "b.zip")}
+    options = s3_bucket.storage_options if where == "s3" else {}
+    contents = [random.Random(number).randbytes(5_000) for number in range(8)]
+    with open_storage(url[where], storage_options=options) as storage:
+        writer = BlobWriter(storage, TINY, [], DEFAULT_LIMITS)
+        for data in contents:
+            writer.add_stream(io.BytesIO(data), len(data))
+        listed = settle(
+            storage,
+            old=[],
+            new=writer.objects,
+            extents=writer.close(),
+            used=np.array(sorted(hashlib.sha256(data).hexdigest() for data in contents), "S64"),
+            targets=TINY,
+            limits=DEFAULT_LIMITS,
+        )
+        storage.flush()
+    with (
+        open_storage(url[where], storage_options=options) as reading,
+        open_storage(url[where], storage_options=options) as other,
+    ):
+        blobs = BlobReader(reading, [ref for ref in listed.refs if ref.role == _layout.INDEX], DEFAULT_LIMITS)
+        files = {data: blobs.seekable(hashlib.sha256(data).hexdigest()) for data in contents}
+        for data, file in files.items():
+            assert file.read(10) == data[:10]
+        again = {data: blobs.seekable(hashlib.sha256(data).hexdigest()) for data in contents}
+        for number in range(100, 108):
+            put(other, random.Random(number).randbytes(10_000))
+        other.flush()
+        for data, file in again.items():
+            file.seek(2_000)
+            if where == "local":
+                assert file.read(10) == data[2_000:2_010]
+            else:
+                with pytest.raises(BundleError) as caught:
+                    file.read(10)
+                assert caught.value.code == "bundle-changed"

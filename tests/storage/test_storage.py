@@ -12,6 +12,7 @@ from mlflow_bundle import _layout
 from mlflow_bundle._storage import open_storage
 from mlflow_bundle._storage._local import LocalStorage
 from mlflow_bundle._storage._onefile import OneFileStorage
+from mlflow_bundle._storage._overlay import OverlayStorage
 from mlflow_bundle._storage._remote import RemoteStorage
 from mlflow_bundle.errors import BundleNotFoundError, CorruptError, StorageError, UsageError
 from tests.storage.suite import SNAPSHOT, put
@@ -136,3 +137,16 @@ def test_credentials_are_not_shown() -> None:
     assert "hidden" not in str(caught.value)
     storage = open_storage("memory://user:hidden@host/x")
     assert "hidden" not in storage.url
+
+
+def test_an_overlay_takes_no_damaged_object_for_whole(tmp_path: Path) -> None:
+    """What a pack over a bundle would write is compared with what lies there, which is neither replaced nor hidden."""
+    with open_storage(tmp_path / "below") as below, open_storage(tmp_path / "above") as above:
+        path = put(below, b"the right bytes")
+        overlay = OverlayStorage(below, above)
+        assert overlay.put_bytes(b"the right bytes", path) is False
+        (tmp_path / "below" / path).write_bytes(b"the wrong bytes")
+        with pytest.raises(StorageError) as caught:
+            put(overlay, b"the right bytes")
+        assert caught.value.code == "object-damaged"
+        assert above.list("") == {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,10 @@ from mlflow.utils.workspace_context import WorkspaceContext
 from opentelemetry.sdk.trace import ReadableSpan
 
 import mlflow_bundle as bundle
+from mlflow_bundle.entities import DatasetRecord
+from mlflow_bundle.records import record_id
+from mlflow_bundle.tracking._port import EntityQuery
+from mlflow_bundle.tracking.database._read import DatabaseSource
 from tests.tracking.moving import every_row, execute, make_database, rows
 
 pytestmark = pytest.mark.slow
@@ -197,6 +201,27 @@ def divided(tmp_path_factory: pytest.TempPathFactory) -> str:
     experiments.engine.dispose()
     models.engine.dispose()
     return uri
+
+
+def test_names_of_all_workspaces_are_found_by_their_ids(divided: str, tmp_path: Path) -> None:
+    """Each entity is found by its id, and each part by the id of what it belongs to, and no other of the same name is."""
+    shutil.copy(divided.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    rows_of_servers = "('a/b', 'default', 1, 1), ('a/b', 'team-a', 1, 1)"
+    execute(uri, f"INSERT INTO mcp_servers (name, workspace, created_at, last_updated_at) VALUES {rows_of_servers}")
+    with closing(DatabaseSource(uri)) as source:
+        for kind in ("registered_model", "model_version", "mcp_server", "dataset_record"):
+            everything = [record for batch in source.entities(kind, EntityQuery()) for record in batch]
+            assert len(everything) >= 2
+            for record in everything:
+                (found,) = source.entities(kind, EntityQuery(ids=(record_id(record),)))
+                assert found == [record]
+            assert list(source.entities(kind, EntityQuery(ids=("none", "team-a/none/1")))) == []
+        (versions,) = source.entities("model_version", EntityQuery(parents=("team-a/model",)))
+        assert [record_id(version) for version in versions] == ["team-a/model/1"]
+        one = everything[0]
+        assert isinstance(one, DatasetRecord)
+        assert list(source.entities("dataset_record", EntityQuery(parents=(one.dataset_id,)))) == [[one]]
 
 
 def test_workspaces_stay(divided: str, tmp_path: Path) -> None:

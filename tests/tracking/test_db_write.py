@@ -596,6 +596,33 @@ def test_a_file_that_cannot_be_written_is_named(bare: str, opened: Opened) -> No
     assert (result.problems, result.files) == ([], 2)
 
 
+def test_what_lies_at_the_place_of_a_new_run_stays(bare: str, opened: Opened) -> None:
+    """A file with another content is a problem and not overwritten; one with the archived content is fine, and noted."""
+    root = Path(file_of(bare)).parent / "mlruns/0/r1/artifacts"
+    root.mkdir(parents=True)
+    (root / "a.txt").write_bytes(b"theirs")
+    (root / "b.txt").write_bytes(b"second")
+    files = {"a.txt": b"first", "b.txt": b"second", "c.txt": b"third"}
+    (result,) = simple_restore(opened(bare), [simple_run()], files=files)
+    assert [(problem.code, problem.path) for problem in result.problems] == [("file-differs", "a.txt")]
+    assert {path.name: path.read_bytes() for path in root.iterdir()} == {**files, "a.txt": b"theirs"}
+    assert any("lay at their place already" in note for note in result.notes)
+
+
+def test_nothing_is_written_into_a_place_that_the_target_does_not_give(bare: str, opened: Opened, tmp_path: Path) -> None:
+    """The files of a run that is there stay where they are; those that it lacks there are problems, written nowhere."""
+    files = {"a.txt": b"first"}
+    assert failures(simple_restore(opened(bare, artifact_root=str(tmp_path / "one")), [simple_run()], files=files)) == []
+    other = opened(bare, artifact_root=str(tmp_path / "two"))
+    (result,) = simple_restore(other, [simple_run()], files=files)
+    assert result.problems == []
+    assert any("stay where they are" in note for note in result.notes)
+    (tmp_path / "one/0/r1/artifacts/a.txt").unlink()
+    (result,) = simple_restore(other, [simple_run()], files=files)
+    assert [(problem.code, problem.path) for problem in result.problems] == [("file-missing", "a.txt")]
+    assert not list(tmp_path.glob("*/**/a.txt"))
+
+
 def test_a_dataset_that_differs_is_a_problem(bare: str, opened: Opened) -> None:
     """MLflow keeps one dataset of a name and digest in an experiment: another source of it cannot be kept, and is said."""
 

@@ -8,6 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from mlflow_bundle.kinds import order_key
 from mlflow_bundle.tracking._connect import connect_source, resolve_tracking_uri
 from mlflow_bundle.tracking._port import ROW_SCHEMAS, SERIES_SCHEMA, EntityQuery, RunQuery
 from mlflow_bundle.tracking.filestore import _read
+from mlflow_bundle.tracking.filestore._layout import read_pairs
 from mlflow_bundle.tracking.filestore._points import MODEL_LINES, RUN_LINES, PointFile, read_points
 from mlflow_bundle.tracking.filestore._read import FileSource
 from tests.fixtures.filestores import OLD_EXPERIMENT, OLD_RUN, mlflow_answers, write_tree
@@ -270,10 +273,10 @@ def parsed(
 
 
 def test_lines_of_all_releases_mean_what_they_mean_to_mlflow(tmp_path: Path) -> None:
-    """Two, three and five fields, mixed in one file or not, without an end of the last line, with Windows line ends."""
+    """Two, three and five fields, mixed in one file or not, with Windows line ends."""
     contents = (
         "5 0.5\n6 1\n",
-        "5 0.5 1\n6 nan 2",
+        "5 0.5 1\n6 nan 2\n",
         "5 0.5 1 data d1\n",
         "5 0.5\n6 1e3 7\n8 -inf 9 my data d2\n",
         "1 2 3\r\n4 5 6\r\n",
@@ -321,6 +324,34 @@ def test_an_empty_metric_file_is_named(tmp_path: Path) -> None:
     rows, (message,) = parsed(tmp_path, "")
     assert rows == []
     assert message == f"{tmp_path}/0: the metric file is empty"
+
+
+@pytest.mark.parametrize(
+    ("content", "kept"),
+    [("1 0.5 1\n2 0.8", 1), ("1 0.5 1\n2 0.75 1", 1), ("1 0.5 1", 0), ("1 0.5 1\n2 0.5 2 data d", 1), ("1 0.5\n2 1 3\n4", 2)],
+)
+def test_a_last_line_that_may_be_cut_off_is_no_point(tmp_path: Path, content: str, kept: int) -> None:
+    """A last line without an end is named and left out, because digits of its step may be missing."""
+    rows, (message,) = parsed(tmp_path, content)
+    assert len(rows) == kept
+    assert message.startswith(f"{tmp_path}/0: the last line has no end")
+
+
+def test_what_is_being_written_is_looked_at_again(tmp_path: Path) -> None:
+    """A tag that MLflow just emptied to write it anew has its new value; one that is empty for good is not waited for."""
+    (tmp_path / "rewritten").write_text("")
+    writer = threading.Timer(0.15, (tmp_path / "rewritten").write_text, ("new",))
+    writer.start()
+    unreadable: list[Any] = []
+    (pair,) = read_pairs(str(tmp_path), unreadable)
+    writer.join()
+    assert (pair.value, unreadable) == ("new", [])
+    for number in range(100):
+        (tmp_path / f"{number}").write_text("")
+        os.utime(tmp_path / f"{number}", (1, 1))
+    before = time.monotonic()
+    assert sum(pair.value == "" for pair in read_pairs(str(tmp_path), unreadable)) == 100
+    assert time.monotonic() - before < 5
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,7 @@ def test_a_run_that_went_on(moving: Moving, request: pytest.FixtureRequest) -> N
     still = client.create_run(experiment, start_time=START, run_name="still").info.run_id
     client.log_batch(run, [Metric("loss", 1.0, START, 0)], [Param("p", "1")], [RunTag("t", "old"), RunTag("gone", "x")])
     moving.file(run, "notes.txt", "one")
+    moving.file(run, "more/gone.txt", "1")
     moving.pack()
     first = moving.unpack()
     assert (first.problems, counts(first)) == ((), (2, 0, 0))
@@ -115,6 +116,7 @@ def test_a_run_that_went_on(moving: Moving, request: pytest.FixtureRequest) -> N
         run, [Metric("loss", 0.5, START + 1, 1), Metric("acc", 0.1, START, 0)], [Param("q", "2")], [RunTag("t", "new")]
     )
     client.delete_tag(run, "gone")
+    (moving.folder / "artifacts" / request.node.name / run / "artifacts/more/gone.txt").unlink()
     client.update_run(run, name="after")
     moving.file(run, "notes.txt", "two")
     moving.file(run, "more/notes.txt", "three")
@@ -124,6 +126,7 @@ def test_a_run_that_went_on(moving: Moving, request: pytest.FixtureRequest) -> N
     assert (second.problems, counts(second)) == ((), (1, 1, 0))
     assert any("brought up to date" in note for note in second.notes)
     assert any("'gone' besides" in note for note in second.notes)
+    assert "the run at the target has the file 'more/gone.txt' besides" in second.notes
     assert second.run_ids == first.run_ids
 
     there = second.run_ids[run]
@@ -303,6 +306,9 @@ def test_a_logged_model_that_went_on(moving: Moving, request: pytest.FixtureRequ
     run = client.create_run(experiment, start_time=START).info.run_id
     going, doomed, gone = (store.create_logged_model(experiment, name, run).model_id for name in ("going", "doomed", "gone"))
     store.delete_logged_model(gone)
+    place = Path(store.get_logged_model(going).artifact_location)
+    place.mkdir(parents=True)
+    (place / "old").touch()
     moving.pack()
     first = moving.unpack()
     assert (first.problems, outcome(first, "logged_model")) == ((), {"restored": 3})
@@ -311,8 +317,7 @@ def test_a_logged_model_that_went_on(moving: Moving, request: pytest.FixtureRequ
     store.log_logged_model_params(going, [LoggedModelParameter("p", "1")])
     client.log_batch(run, [Metric("m", 0.5, START, 1, going, run_id=run)])
     store.finalize_logged_model(going, LoggedModelStatus.READY)
-    place = Path(store.get_logged_model(going).artifact_location)
-    place.mkdir(parents=True, exist_ok=True)
+    (place / "old").rename(place / "weights")
     (place / "weights").write_bytes(b"12345")
     store.delete_logged_model(doomed)
     moving.pack()
@@ -323,7 +328,8 @@ def test_a_logged_model_that_went_on(moving: Moving, request: pytest.FixtureRequ
     found = moving.target.get_logged_model(there)
     assert (found.status, found.params, found.tags["t"]) == (LoggedModelStatus.READY, {"p": "1"}, "new")
     assert [(point.key, point.value) for point in found.metrics] == [("m", 0.5)]
-    assert [file.path for file in moving.target.list_logged_model_artifacts(there)] == ["weights"]
+    assert [file.path for file in moving.target.list_logged_model_artifacts(there)] == ["old", "weights"]
+    assert "the logged model at the target has the file 'old' besides" in second.notes
     with pytest.raises(MlflowException):
         moving.target.get_logged_model(second.ids["logged_model"][doomed])
     third = moving.unpack()

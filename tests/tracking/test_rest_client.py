@@ -105,11 +105,13 @@ def test_a_page_that_is_no_mlflow_is_named() -> None:
 
 def test_json_of_somebody_else_is_no_empty_list() -> None:
     """An object in which nothing is known is an error; one without members, or with an empty list, is an empty list."""
-    answers = [b'{"message": "please log in", "code": 7}', b"{}", b'{"runs": [], "next_page_token": ""}']
+    foreign = [b'{"message": "please log in", "code": 7}', b'{"message": "please wait", "code": NaN}']
+    answers = [*foreign, b"{}", b'{"runs": [], "next_page_token": ""}']
     with serve(lambda *_: (200, answers.pop(0), None)) as peer:
         client = RestClient(peer.url)
-        with pytest.raises(ServerError, match="code, message"):
-            client.post_json(f"{API}runs/search", {}, answer=RunPage)
+        for _ in foreign:
+            with pytest.raises(ServerError, match="code, message"):
+                client.post_json(f"{API}runs/search", {}, answer=RunPage)
         assert client.post_json(f"{API}runs/search", {}, answer=RunPage) == RunPage()
         assert client.post_json(f"{API}runs/search", {}, answer=RunPage) == RunPage()
 

@@ -416,6 +416,24 @@ def test_the_experiment_of_an_endpoint_knows_its_new_id(packed: str, server: Mlf
     assert tags["mlflow_bundle.source.tags.mlflow.experiment.sourceId"].startswith("e-")
 
 
+def test_bindings_are_read_back(packed: str, server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That a server did not bind an endpoint to what uses it, though it answered so, is a problem; the next restore does it."""
+    target, ask = new_workspace(server, "key", "other key"), _rest.http_request
+
+    def send(creds: Any, path: str, method: str, **options: Any) -> Any:
+        if path.endswith("endpoints/bindings/create"):
+            return ask(creds, path.replace("create", "list"), "GET", extra_headers=options["extra_headers"])
+        return ask(creds, path, method, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_rest, "http_request", send)
+        report = bundle.unpack(packed, tracking_uri=server.url, workspace=target)
+    assert [problem.kind for problem in report.problems] == ["gateway_endpoint"]
+    assert "was not read back" in report.problems[0].message
+    assert outcomes(report)["gateway_endpoint"][2] == 1
+    assert bundle.unpack(packed, tracking_uri=server.url, workspace=target).problems == ()
+
+
 # -- workspaces --------------------------------------------------------------------------------------------------------
 
 

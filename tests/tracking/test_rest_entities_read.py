@@ -53,7 +53,7 @@ from mlflow.utils.rest_utils import MlflowHostCreds
 from msgspec import UNSET
 
 from mlflow_bundle.entities import ModelVersion, Record
-from mlflow_bundle.errors import NotFoundError, StorageError, UnsupportedError
+from mlflow_bundle.errors import NotFoundError, ServerError, StorageError, UnsupportedError
 from mlflow_bundle.kinds import KINDS, order_key, record_id
 from mlflow_bundle.tracking._port import ROW_SCHEMAS, EntityQuery, RunQuery
 from mlflow_bundle.tracking._rest import API, RestClient
@@ -63,6 +63,7 @@ from mlflow_bundle.tracking.rest import _entities_read, _models_read
 from mlflow_bundle.tracking.rest._features import API3
 from mlflow_bundle.tracking.rest._read import RestSource
 from tests.fixtures.server import MlflowServer, ServerFactory
+from tests.tracking.http_peer import forward, serve
 
 SECRETS = ("sk-very-secret-0123456789", "webhook-secret-0123456789", "region-of-the-secret")
 ICON = "https://93.184.216.34/icon.png"
@@ -287,6 +288,35 @@ def _content(server: MlflowServer) -> list[str]:
     path = server.backend_store_uri.removeprefix("sqlite:///")
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
         return list(database.iterdump())
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [
+        ("evaluation_dataset", "/experiment-ids"),
+        ("dataset_record", "/records"),
+        ("scorer", "scorers/online-configs"),
+        ("scorer", "scorers/versions"),
+        ("label_schema", "label-schemas/get-by-name"),
+        ("logged_model", "logged-models/search"),
+        ("registered_model", "registered-models/search"),
+        ("model_version", "get-download-uri"),
+        ("mcp_server", "mcp-servers/org.example/full/versions/"),
+        ("review_queue", "review-queues/items"),
+        ("guardrail", "guardrails/list-for-endpoint"),
+    ],
+)
+def test_json_of_somebody_else_is_no_part_of_a_record(made: Made, kind: str, path: str) -> None:
+    """An answer 200 in which nothing is known, as of a gateway that is busy, never makes a record without that part."""
+
+    def answer(method: str, asked: str, body: bytes) -> tuple[int, bytes, int | None]:
+        return (200, b'{"status": "busy"}', None) if path in asked else forward(made.server.url, method, asked, body)
+
+    with serve(answer) as peer:
+        source = RestSource(peer.url)
+        with pytest.raises(ServerError, match="something else than MLflow's JSON"):
+            _read(source, kind)
+        source.close()
 
 
 def test_every_kind_is_offered(source: RestSource) -> None:

@@ -71,6 +71,13 @@ def test_a_server_without_a_name_is_the_oldest() -> None:
         assert "trace.assessments" not in found.absent
 
 
+def test_a_server_that_says_less_of_itself_is_understood() -> None:
+    """Servers of 3.9 say of themselves only where they keep things, if that: they have no workspaces yet."""
+    for said in (b'{"store_type": "SqlStore"}', b'{"store_type": null}', b"{}"):
+        with serve(lambda *_, said=said: (200, said, None)) as peer:
+            assert features(peer.url).info.workspaces_enabled is None
+
+
 def test_fields_that_a_release_lacks_are_named_and_taken_out() -> None:
     """A field with content that the release does not know is told and left out; the same record is whole at a newer one."""
     run = Run(run_id="r", experiment_id="0", model_inputs=(ModelInput(model_id="m-1"),))

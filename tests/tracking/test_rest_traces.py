@@ -39,6 +39,7 @@ from mlflow_bundle.tracking.rest._trace_files import TraceFiles
 from mlflow_bundle.tracking.rest._traces_read import TraceReader
 from mlflow_bundle.tracking.rest._traces_write import TraceWriter
 from tests.fixtures.server import MlflowServer, ServerFactory
+from tests.tracking.http_peer import forward, serve
 from tests.tracking.trace_content import ATTACHMENT, TraceContent, make_traces, post, start
 
 FINALIZED = "mlflow.trace.infoFinalized"
@@ -236,6 +237,25 @@ def test_unreadable_spans_are_a_problem(mlflow_server: MlflowServer, content: Tr
     assert sorted(problem.id for problem in reader.problems) == [broken, lost]
     assert {problem.code for problem in reader.problems} == {"spans-unreadable"}
     assert len(rows[content.traces["old"]]) == 1
+
+
+def test_spans_that_a_trace_announced_and_lacks_are_told(mlflow_server: MlflowServer, content: TraceContent) -> None:
+    """What arrives with fewer spans than the trace says of itself is kept and noted; whole traces are not."""
+    short: list[str] = []
+
+    def answer(method: str, asked: str, body: bytes) -> tuple[int, bytes, int | None]:
+        status, said, length = forward(mlflow_server.url, method, asked, body)
+        if any(f"get-trace-artifact?request_id={trace}" in asked for trace in short):
+            said = json.dumps({"spans": json.loads(said)["spans"][:-1]}).encode()
+        return status, said, length
+
+    with serve(answer) as peer:
+        for wanted in ([], [content.traces["api"]]):
+            short[:] = wanted
+            reader = reader_of(peer.url)
+            rows = rows_of(reader, list(all_of(reader, query(content))))
+            assert len(rows[content.traces["api"]]) == 3 - len(wanted)
+            assert [content.traces["api"] in note for note in reader.notes()] == [True] * len(wanted)
 
 
 def test_values_that_a_server_may_have_cut_are_told(mlflow_server: MlflowServer, content: TraceContent) -> None:
@@ -755,7 +775,9 @@ def test_texts_of_spans(payload: bytes, expected: list[str]) -> None:
     assert span_texts(payload) == expected
 
 
-@pytest.mark.parametrize("payload", [b"", b"[]", b'{"spans": 1}', b'{"spans": NaN}', b"\xff"])
+@pytest.mark.parametrize(
+    "payload", [b"", b"[]", b'{"spans": 1}', b'{"spans": NaN}', b'{"status": "busy"}', b'{"x": NaN}', b"\xff"]
+)
 def test_what_is_no_payload(payload: bytes) -> None:
     """Anything else raises ValueError, which becomes a problem."""
     with pytest.raises(ValueError):

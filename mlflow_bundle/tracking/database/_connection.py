@@ -32,7 +32,19 @@ from mlflow_bundle.errors import (
 )
 from mlflow_bundle.tracking.database._adbc import Answer, Session
 
-__all__ = ["Column", "Connection", "DatabaseUri", "columns_of", "literal", "literals", "parse_uri", "revision_of", "slices"]
+__all__ = [
+    "Column",
+    "Connection",
+    "DatabaseUri",
+    "columns_of",
+    "experiment_numbers",
+    "literal",
+    "literals",
+    "not_found",
+    "parse_uri",
+    "revision_of",
+    "slices",
+]
 
 T = TypeVar("T")
 
@@ -120,6 +132,11 @@ def literal(text: str) -> str:
 def literals(texts: Iterable[str]) -> str:
     """``('a', 'b')`` for an SQL ``IN``."""
     return "(" + ", ".join(map(literal, texts)) + ")"
+
+
+def experiment_numbers(ids: Iterable[str]) -> list[str]:
+    """The ids of experiments as SQL has them: text that is no integer names no experiment of a database."""
+    return [str(int(text)) for text in ids if text.isascii() and text.removeprefix("-").isdigit()]
 
 
 def slices(items: Sequence[T], size: int) -> Iterator[list[T]]:
@@ -369,6 +386,15 @@ def _conform(column: pa.ChunkedArray, wanted: pa.Field) -> pa.ChunkedArray:
     if pa.types.is_string(wanted.type):
         column.validate(full=True)
     return column
+
+
+def not_found(connection: Connection, table: str) -> CorruptError:
+    """The error that a key which a table lists finds no row in it."""
+    return CorruptError(
+        f"in the database {connection.uri.shown}, rows of the table {table} are not found by their own keys",
+        code="column",
+        hint="SQLite: PRAGMA integrity_check, REINDEX, and keys that are BLOB where they must be TEXT",
+    )
 
 
 _COLUMNS: Final = pa.schema(

@@ -57,7 +57,7 @@ def association(record: Record, field: str, destination: str) -> Row:
 
 
 def _of_record(record: DatasetRecord) -> Row:
-    inputs = json.loads(record.inputs) if isinstance(record.inputs, str) else {}
+    inputs = _meaning(record.inputs) if isinstance(record.inputs, str) else {}
     return {"input_hash": hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()}
 
 
@@ -101,6 +101,7 @@ def as_columns_show(trace: Trace) -> tuple[Trace, list[str]]:
 
 
 def _meaning(text: str | None) -> Any:
+    """What JSON says; what is none, which a source may hold and a target gets as it is, says its text."""
     try:
         return json.loads(text) if text is not None else None
     except ValueError:
@@ -143,7 +144,7 @@ def _token_count(value: Any) -> int | None:
 
 def _of_assessment(trace: Record, one: Assessment) -> Row:
     assert isinstance(trace, Trace)
-    value, numeric = _aggregate(json.loads(one.value) if isinstance(one.value, str) else None)
+    value, numeric = _aggregate(_meaning(one.value) if isinstance(one.value, str) else None)
     return {
         "experiment_id": trace.experiment_id,
         "trace_timestamp_ms": trace.request_time,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise, repeat
 from types import SimpleNamespace
@@ -18,7 +19,15 @@ from mlflow_bundle.entities import Record
 from mlflow_bundle.errors import CorruptError
 from mlflow_bundle.kinds import KINDS, NO_TIME, order_key
 from mlflow_bundle.tracking._port import EntityQuery
-from mlflow_bundle.tracking.database._connection import Column, Connection, literal, literals, slices
+from mlflow_bundle.tracking.database._connection import (
+    Column,
+    Connection,
+    experiment_numbers,
+    literal,
+    literals,
+    not_found,
+    slices,
+)
 from mlflow_bundle.tracking.database._entities import CHILD_FORMS, ENTITIES, LOGGED_MODEL_STATUS, Child, Entity, Form
 from mlflow_bundle.tracking.database._traces_read import EXTRA_COLUMNS, complete_trace
 from mlflow_bundle.tracking.database._wanted import PLACE, Wanted
@@ -26,7 +35,8 @@ from mlflow_bundle.tracking.database._wanted import PLACE, Wanted
 __all__ = ["WRAPPER", "EntityReader", "unwrapped"]
 
 _BATCH: Final = 1_000
-_NOT_FOUND_HINT: Final = "SQLite: PRAGMA integrity_check, and keys that are BLOB where they must be TEXT"
+#: What the keys of several columns begin with.
+_IN_WORKSPACE: Final = ("workspace", "name")
 #: Beside the columns of keys, which no table of MLflow calls so.
 _ID, _TIME = "archive id", "archive time"
 _ARROW: Final[Mapping[Form, pa.DataType]] = {
@@ -45,6 +55,8 @@ class EntityReader:
     def __init__(self, connection: Connection, tables: Mapping[str, Mapping[str, Column]]) -> None:
         self._db = connection
         self._tables = tables
+        #: The rows that were read where everything was asked for, by table.
+        self.read_whole: Counter[str] = Counter()
 
     def kinds(self) -> list[str]:
         """The kinds whose table the schema has, in archive order."""
@@ -70,7 +82,9 @@ class EntityReader:
         """The records that match, in archive order, in batches of at most 1,000."""
         entity = ENTITIES[kind]
         keys = self._keys(entity, query)
-        batches = (self._load(entity, _tuples(keys.slice(start, _BATCH))) for start in range(0, keys.num_rows, _BATCH))
+        whole = query == EntityQuery()
+        starts = range(0, keys.num_rows, _BATCH)
+        batches = (self._load(entity, _tuples(keys.slice(start, _BATCH)), whole=whole) for start in starts)
         if entity.created:
             yield from batches
         else:
@@ -106,15 +120,22 @@ class EntityReader:
             conditions.append(self._in_experiments(entity, query.experiment_ids))
         if query.run_ids is not None:
             conditions.append(self._of_runs(entity, query.run_ids))
-        key = self._key(entity)
-        if query.ids is not None and len(query.ids) <= _BATCH and entity.created and len(key) == 1:
-            # Else the keys of the whole table would be read for each batch.
-            ids = [identity for identity in query.ids if "\0" not in identity]
-            conditions.append(f"{key[0]} IN {literals(ids)}" if ids else "1 = 0")
+        # Else the keys of the whole table would be read for each batch.
+        if query.ids is not None and len(query.ids) <= _BATCH and entity.created:
+            conditions.append(self._of_ids(entity, query.ids))
+        if query.parents is not None and len(query.parents) <= _BATCH:
+            column = "dataset_id" if entity.kind == "dataset_record" else "name"
+            conditions.append(_one_of(column, query.parents if column == "dataset_id" else _names(query.parents, 0)))
         return " AND ".join(conditions)
 
+    def _of_ids(self, entity: Entity, ids: Sequence[str]) -> str:
+        """What holds for the entities with these ids, and where a key has several columns, for some others too."""
+        if len(entity.key) == 1:
+            return _one_of(entity.key[0], ids)
+        return _one_of("name", _names(ids, len(entity.key) - len(_IN_WORKSPACE)))
+
     def _in_experiments(self, entity: Entity, experiment_ids: Sequence[str]) -> str:
-        numbers = [str(int(text)) for text in experiment_ids if text.isascii() and text.isdigit()]
+        numbers = experiment_numbers(experiment_ids)
         if not numbers:
             return "1 = 0"
         if entity.kind == "evaluation_dataset":
@@ -150,7 +171,7 @@ class EntityReader:
 
     # -- what they hold --------------------------------------------------------------------------------------------
 
-    def _load(self, entity: Entity, keys: Sequence[Key]) -> list[Record]:
+    def _load(self, entity: Entity, keys: Sequence[Key], *, whole: bool) -> list[Record]:
         """The complete records with these keys, in their order."""
         if not keys:
             return []
@@ -161,11 +182,7 @@ class EntityReader:
         forms |= {column: (column, form) for column, form in extra.items() if self._has(entity.table, column)}
         found = self._rows(wanted, entity.table, key, forms, entity.type)
         if found.num_rows != len(keys):
-            raise CorruptError(
-                f"in the database {self._db.uri.shown}, rows of the table {entity.table} are not found by their own keys",
-                code="column",
-                hint=_NOT_FOUND_HINT,
-            )
+            raise not_found(self._db, entity.table)
         columns = {name: _shown(found.column(name), form) for name, (_, form) in forms.items() if name in own}
         if "outputs" in columns and entity.kind == "dataset_record":
             columns["outputs"] = [text if text is UNSET else unwrapped(text) for text in columns["outputs"]]
@@ -175,6 +192,8 @@ class EntityReader:
         for child in entity.children:
             items = self._children(wanted, child, key, len(keys))
             columns[child.field] = [items[place] for place in places]
+        if whole:
+            self.read_whole.update(wanted.read)
         rows = _rows(columns)
         if entity.kind == "trace":
             rows = _completed(rows, {name: found.column(name) for name in forms if name not in own})
@@ -242,9 +261,24 @@ class EntityReader:
             self._refuse_null(child, found)
             return [e.KeyValue(key=key, value=value) for key, value in zip(columns["key"], columns["value"], strict=True)]
         if child.type is e.Assessment:
-            columns["metadata"] = [_metadata(text) for text in columns["metadata"]]
+            ids = columns["assessment_id"]
+            columns["metadata"] = [self._metadata(text, owner) for text, owner in zip(columns["metadata"], ids, strict=True)]
         kind = child.type
         return [kind(**fields) for fields in _rows(columns)]
+
+    def _metadata(self, text: str | None, assessment_id: str) -> tuple[e.KeyValue, ...]:
+        """The metadata of an assessment, sorted by key."""
+        try:
+            members = json.loads(text) if text else None
+            pairs = [e.KeyValue(key=k, value=v if isinstance(v, str) else json.dumps(v)) for k, v in (members or {}).items()]
+        except (ValueError, AttributeError) as error:
+            raise CorruptError(
+                f"in the database {self._db.uri.shown}, the metadata of the assessment {assessment_id!r} in the table "
+                f"assessments is no JSON object: {error}",
+                code="column",
+                hint="correct that value or delete that row",
+            ) from error
+        return tuple(sorted(pairs, key=lambda pair: pair.key.encode("utf-8", "surrogatepass")))
 
     def _refuse_null(self, child: Child, found: pa.Table) -> None:
         if found.column("value").null_count:
@@ -271,6 +305,17 @@ class EntityReader:
         if form == "flag" and not sqlite:
             return f"CAST({column} AS INT)"
         return column if sqlite else f"CAST({column} AS BIGINT)"
+
+
+def _one_of(column: str, texts: Iterable[str]) -> str:
+    possible = [text for text in texts if "\0" not in text]
+    return f"{column} IN {literals(possible)}" if possible else "1 = 0"
+
+
+def _names(ids: Iterable[str], more: int) -> set[str]:
+    """Every name that may be in ids, which may begin with a workspace and have this number of parts behind the name."""
+    parts = [identity.split("/") for identity in ids]
+    return {"/".join(some[start : len(some) - more]) for some in parts for start in range(len(some) - more)}
 
 
 def _shown(column: pa.ChunkedArray, form: Form) -> list[Any]:
@@ -318,10 +363,3 @@ WRAPPER: Final = '{"mlflow_wrapped": '
 def unwrapped(outputs: str) -> str:
     """The JSON text of the outputs of a dataset record as every API shows them."""
     return outputs[len(WRAPPER) : -1] if outputs.startswith(WRAPPER) and outputs.endswith("}") else outputs
-
-
-def _metadata(text: str | None) -> tuple[e.KeyValue, ...]:
-    """The metadata of an assessment, sorted by key."""
-    members = json.loads(text) if text else {}
-    pairs = [e.KeyValue(key=k, value=v if isinstance(v, str) else json.dumps(v)) for k, v in (members or {}).items()]
-    return tuple(sorted(pairs, key=lambda pair: pair.key.encode("utf-8", "surrogatepass")))

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final, cast
+import dataclasses
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, cast
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 from msgspec import UNSET
+from msgspec.structs import replace
 
 from mlflow_bundle._series import segments
-from mlflow_bundle.entities import (
-    GatewayEndpoint,
-    GatewayModelDefinition,
-    KeyValue,
-    LoggedModel,
-    ModelVersion,
-    Record,
-    RegisteredModel,
-    Scorer,
-    Trace,
-    Webhook,
-    Workspace,
-)
+from mlflow_bundle.entities import LoggedModel, Record, Scorer, Trace, Workspace
 from mlflow_bundle.errors import ServerError
 from mlflow_bundle.kinds import KINDS, order_key, record_id
 from mlflow_bundle.records import Problem
@@ -42,45 +32,44 @@ from mlflow_bundle.tracking._port import (
     PlannedEntity,
     RestoreOptions,
 )
-from mlflow_bundle.tracking._references import EXPERIMENTS_OF_PROMPT, prompt_experiments
 from mlflow_bundle.tracking._workspaces import Homes
-from mlflow_bundle.tracking.artifacts._own import own_location
-from mlflow_bundle.tracking.database._connection import Connection, literal, literals
-from mlflow_bundle.tracking.database._derived import scorer_id_of
+from mlflow_bundle.tracking.database._connection import Connection, literal
+from mlflow_bundle.tracking.database._entity_expected import IN_DATABASE, ExpectedEntities, location_of
 from mlflow_bundle.tracking.database._entity_limits import EntityLimits
 from mlflow_bundle.tracking.database._entity_read import EntityReader
 from mlflow_bundle.tracking.database._entity_rows import Row, Tables, rows_of
-from mlflow_bundle.tracking.database._files import compare_files, write_files
+from mlflow_bundle.tracking.database._files import compare_files, complete_files, write_new_files
 from mlflow_bundle.tracking.database._owned_read import OwnedReader
 from mlflow_bundle.tracking.database._places import Places
 from mlflow_bundle.tracking.database._points import model_rows_as_held
 
 __all__ = ["EntityRestorer"]
 
-_IN_DATABASE: Final = "TRACKING_STORE"
 _TRACES_JSON: Final = "traces.json"
-_ARCHIVED: Final = "ARCHIVE_REPO"
 #: Kinds that cannot come back: a secret that was never archived.
 _NEVER: Final = ("gateway_secret",)
 #: Kinds that get more parts as time goes on. The time when they were made tells whether two of one name are the same.
 _GROWING: Final = ("registered_model", "mcp_server")
-_IN_MODEL: Final = re.compile(r"/(m-[0-9a-f]{32})/artifacts(/.*)?$")
-_IN_RUN: Final = re.compile(r"/([0-9a-f]{32})/artifacts(/.*)?$")
+#: What the rows of a table are called.
+_ROWS: Final = {"spans/1": "spans", "model_metrics/1": "metric points"}
 
 
 @dataclass(slots=True)
 class _Work:
-    """One entity on its way. ``expected`` is the record as it has to read back."""
+    """One entity on its way. ``expected`` is the record as it has to read back. ``elsewhere`` is where the files of one that is
+    there lie, if that is not where they would go now. ``changed``: it was there, and got something."""
 
     plan: PlannedEntity
     expected: Record
     result: EntityResult
     exists: bool = False
+    elsewhere: str = ""
+    changed: bool = False
 
     @property
     def has_spans(self) -> bool:
         """Whether the spans of a trace are in the database, and not in a file of it, which old releases do not mark."""
-        in_database = getattr(self.expected, "spans_location", UNSET) == _IN_DATABASE
+        in_database = getattr(self.expected, "spans_location", UNSET) == IN_DATABASE
         return in_database or all(path != _TRACES_JSON for path, _, _ in self.plan.files)
 
     def fail(self, message: str, code: str, path: str = "") -> None:
@@ -94,7 +83,8 @@ class _Work:
 
 
 class EntityRestorer:
-    """Writes entities through one connection. ``open_store`` gives the artifact store of a record by its location."""
+    """Writes entities through one connection. ``open_store`` gives the artifact store of a record by its location. ``absent``
+    are the kinds and members that the source of the archive does not offer (``Source.absent``)."""
 
     def __init__(
         self,
@@ -105,10 +95,12 @@ class EntityRestorer:
         places: Places,
         open_store: Callable[[Record], ArtifactStore],
         homes: Homes,
+        absent: Container[str] = (),
     ) -> None:
         self._db, self._tables, self._limits, self._places = connection, tables, limits, places
         self._open_store = open_store
-        self._homes = homes
+        self._absent = absent
+        self._expected = ExpectedEntities(connection, places, homes)
         self._reader = EntityReader(connection, tables.columns)
         self._owned = OwnedReader(connection, tables.columns, open_store)
 
@@ -132,6 +124,7 @@ class EntityRestorer:
         self, kind: str, planned: Sequence[PlannedEntity], ids: IdMap, open_blob: OpenBlob, options: RestoreOptions
     ) -> list[EntityResult]:
         """See ``MlflowTarget.restore_entities``."""
+        self._expected.look_up(planned)
         works = [self._work(kind, plan, ids, options) for plan in planned]
         alive = [work for work in works if work.result.action not in ("failed", "left out")]
         found = self._found(kind, alive)
@@ -142,7 +135,7 @@ class EntityRestorer:
             if there is None:
                 new.append(work)
             else:
-                self._take_existing(work, there)
+                self._take_existing(work, there, options)
         self._write_files([work for work in new if work.plan.files], open_blob)
         self._insert([work for work in new if work.result.action != "failed"])
         self._compare(kind, [work for work in alive if work.result.action != "failed"], open_blob)
@@ -155,18 +148,16 @@ class EntityRestorer:
 
     def _work(self, kind: str, plan: PlannedEntity, ids: IdMap, options: RestoreOptions) -> _Work:
         result = EntityResult(kind=kind, source_id=record_id(plan.record))
-        expected = self._expected(plan.record, result, ids, options)
-        if isinstance(expected, ModelVersion):
-            expected = self._version(expected, has_files=bool(plan.files))
+        expected = self._expected.of(plan, result, ids, options)
         work = _Work(plan, expected, result)
         if plan.rows is not None and plan.rows.num_rows and not self._db.uri.is_sqlite:
             rows, lost = self._limits.rows_held(next(table for table in KINDS[kind].tables if table in ROW_SCHEMAS), plan.rows)
-            work.plan = plan = replace(plan, rows=rows)
+            work.plan = plan = dataclasses.replace(plan, rows=rows)
             for sentence in lost:
                 work.report(sentence, CANNOT_HOLD)
         if kind == "logged_model" and plan.rows is not None and plan.rows.num_rows:
             rows, notes, doubled = model_rows_as_held(plan.rows, sqlite=self._db.uri.is_sqlite)
-            work.plan = replace(plan, rows=rows)
+            work.plan = dataclasses.replace(plan, rows=rows)
             result.notes += notes
             if doubled:
                 work.report(f"{doubled} metric rows have the key, step, timestamp and run of another one", CANNOT_HOLD)
@@ -183,61 +174,6 @@ class EntityRestorer:
         result.target_id = record_id(expected)
         return work
 
-    def _expected(self, record: Record, result: EntityResult, ids: IdMap, options: RestoreOptions) -> Record:
-        """The record as it has to be at this target: references and places rewritten, nothing active that costs or tells."""
-        changes = _in_experiments(record, result, ids)
-        if hasattr(record, "workspace"):
-            changes["workspace"] = self._homes.of(record.workspace) or UNSET
-        experiment = changes.get("experiment_id", "")
-        if isinstance(record, LoggedModel):
-            changes["artifact_uri"] = self._places.of_model(record, experiment)
-        elif isinstance(record, Trace):
-            changes["artifact_uri"] = self._places.of_trace(record, experiment)
-            if record.spans_location == _ARCHIVED:
-                changes |= {"spans_location": _IN_DATABASE, "archive_location": UNSET}
-                result.notes.append("traces that were archived outside of the database have their spans in it again")
-        elif isinstance(record, Webhook):
-            changes["status"] = "DISABLED"
-            if record.status != "DISABLED":
-                result.notes.append("webhooks are restored disabled and without their secrets")
-        elif isinstance(record, GatewayModelDefinition) and record.secret_id is not UNSET:
-            changes["secret_id"] = UNSET
-            result.notes.append("model definitions of the gateway are restored without their secrets: type them in again")
-        elif isinstance(record, Scorer) and record.online and not options.online_scoring:
-            changes["online"] = tuple(msgspec.structs.replace(one, sample_rate="0.0") for one in record.online)
-            result.notes.append("online scoring is restored with sample rate 0 (--online-scoring restores the rates)")
-        if isinstance(record, Scorer) and record.scorer_id is UNSET:
-            changes["scorer_id"] = scorer_id_of(str(experiment or record.experiment_id), record.scorer_name)
-        return msgspec.structs.replace(record, **changes)
-
-    def _version(self, version: ModelVersion, *, has_files: bool) -> ModelVersion:
-        """A version whose places follow the artifacts of the run or the logged model that they lie in.
-
-        Files in neither never go back to where the source has them, which may be in use: they get a place of this target.
-        """
-        changes = {}
-        for name in ("source", "storage_location"):
-            value = getattr(version, name)
-            if isinstance(value, str) and not value.startswith(("models:", "runs:")):
-                changes[name] = self._moved(value)
-        own = own_location(version) if has_files else None
-        if own is not None:
-            moved = self._moved(own)
-            changes["storage_location"] = self._places.of_version(version, own) if moved == own else moved
-        return msgspec.structs.replace(version, **changes)
-
-    def _moved(self, location: str) -> str:
-        for pattern, sql in (
-            (_IN_MODEL, "SELECT artifact_location FROM logged_models WHERE model_id IN {}"),
-            (_IN_RUN, "SELECT artifact_uri FROM runs WHERE run_uuid IN {}"),
-        ):
-            match = pattern.search(location)
-            if match:
-                found = self._db.fetch(sql.format(literals([match[1]])), pa.schema([("location", pa.string())])).column(0)
-                if len(found) and found[0].as_py():
-                    return str(found[0].as_py()) + (match[2] or "")
-        return location
-
     # -- what is there -------------------------------------------------------------------------------------------------
 
     def _found(self, kind: str, works: Sequence[_Work]) -> dict[str, Record]:
@@ -246,16 +182,21 @@ class EntityRestorer:
             return {}
         return {record_id(record): record for batch in self._reader.read(kind, EntityQuery(ids=wanted)) for record in batch}
 
-    def _take_existing(self, work: _Work, there: Record) -> None:
+    def _take_existing(self, work: _Work, there: Record, options: RestoreOptions) -> None:
         """An entity that is there is never changed: the same one counts as there, another one is a problem.
 
-        A registered model of an earlier restore may have changed since, at either end: its new versions are welcome.
+        A registered model of an earlier restore may have changed since, at either end: its new versions are welcome. Online
+        scoring that an earlier restore switched off is switched on where that is asked for.
         """
+        if (location := location_of(there)) != location_of(work.expected):
+            work.elsewhere = location
         stays = {name: getattr(there, name) for name in KINDS[work.result.kind].locations}
-        work.expected = msgspec.structs.replace(work.expected, **stays)
-        differences = _differences(work.expected, there)
+        work.expected = replace(work.expected, **stays)
+        rates = _other_rates(work, there)
+        differences, unsaid = _differences(work.expected, there), self._unsaid(work, there)
         if not differences:
             work.result.action = "there"
+            self._set_rates(work, rates, switch_on=options.online_scoring)
         elif isinstance(work.expected, Workspace):
             work.expected = self._complete_workspace(work, there)
         elif work.result.kind in _GROWING and order_key(work.expected)[0] == order_key(there)[0]:
@@ -264,6 +205,40 @@ class EntityRestorer:
             work.result.notes.append(f"{what}: {', '.join(differences)}")
         else:
             work.fail(f"the database has another one of this id: {differences[0]}", "exists-differs")
+        for name in unsaid:
+            what = work.result.kind.replace("_", " ")
+            work.result.keeps(f"a {what} that was there keeps its {name}: this snapshot has none")
+
+    def _set_rates(self, work: _Work, rates: Mapping[str, tuple[str, str]], *, switch_on: bool) -> None:
+        """Give a scorer that is there the sample rates that it lacks (config id -> wanted, there), where they are asked for."""
+        asked = {
+            config: wanted for config, (wanted, there) in rates.items() if switch_on and _is_rate(wanted) and not float(there)
+        }
+        for config, wanted in asked.items():
+            where = f"online_scoring_config_id = {literal(config)}"
+            self._db.run(f"UPDATE online_scoring_configs SET sample_rate = {float(wanted)!r} WHERE {where}")
+        if asked:
+            assert isinstance(work.expected, Scorer)
+            online = [
+                replace(one, sample_rate=asked.get(str(one.online_scoring_config_id), one.sample_rate))
+                for one in work.expected.online
+            ]
+            work.expected = replace(work.expected, online=tuple(online))
+            work.changed, work.result.action = True, "merged"
+            self._db.commit()
+        if asked.keys() != rates.keys():
+            work.result.keeps("a scorer that was there keeps its sample rates of online scoring")
+
+    def _unsaid(self, work: _Work, there: Record) -> list[str]:
+        """The members that the database has, and the archived record not, although its source could have told them."""
+        return [
+            name
+            for name in there.__struct_fields__
+            if getattr(work.plan.record, name) is UNSET
+            and getattr(work.expected, name) is UNSET
+            and getattr(there, name) is not UNSET
+            and f"{work.result.kind}.{name}" not in self._absent
+        ]
 
     def _complete_workspace(self, work: _Work, there: Record) -> Record:
         """Give a workspace that is there what it lacks; what it has it keeps. Returns how it is then."""
@@ -279,16 +254,18 @@ class EntityRestorer:
             values = ", ".join(f"{name} = {literal(value)}" for name, value in lacking.items())
             self._db.run(f"UPDATE workspaces SET {values} WHERE name = {literal(record_id(there))}")
             self._db.commit()
-        return msgspec.structs.replace(there, **lacking)
+        return replace(there, **lacking)
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
     def _write_files(self, works: Sequence[_Work], open_blob: OpenBlob) -> None:
         for work in works:
-            store = self._open_store(work.expected)
-            for problem in write_files(store, work.plan.files, open_blob, work.result.kind, work.result.source_id):
-                work.result.problems.append(problem)
-                work.result.action = "failed"
+            store, result = partial(self._open_store, work.expected), work.result
+            problems, notes = write_new_files(store, work.plan.files, open_blob, result.kind, result.source_id)
+            result.problems += problems
+            result.notes += notes
+            if problems:
+                result.action = "failed"
 
     def _insert(self, works: Sequence[_Work]) -> None:
         """All in one transaction; where the database refuses one of them, each in its own."""
@@ -345,7 +322,7 @@ class EntityRestorer:
             there = found.get(record_id(work.expected))
             if there is None:
                 work.fail("it was not read back from the target", DIFFERS)
-            elif not work.exists:
+            elif work.changed or not work.exists:
                 for difference in _differences(work.expected, there):
                     work.fail(f"read back from the target: {difference}", DIFFERS)
             self._compare_files(work, open_blob)
@@ -357,19 +334,23 @@ class EntityRestorer:
     def _compare_files(self, work: _Work, open_blob: OpenBlob) -> None:
         if not work.plan.files:
             return
-        result = work.result
-        found = compare_files(lambda: self._open_store(work.expected), work.plan.files, result.kind, result.source_id)
-        if found.missing and work.exists:
-            problems = write_files(self._open_store(work.expected), found.missing, open_blob, result.kind, result.source_id)
-            if not problems:
-                result.action = "merged"
-                found = compare_files(lambda: self._open_store(work.expected), work.plan.files, result.kind, result.source_id)
+        result, store, files = work.result, partial(self._open_store, work.expected), work.plan.files
+        if work.exists:
+            found, problems = complete_files(store, files, open_blob, result.kind, result.source_id, elsewhere=work.elsewhere)
+        else:
+            found, problems = compare_files(store, files, result.kind, result.source_id), []
         result.files, result.file_bytes = found.files, found.bytes
-        result.problems += found.problems
+        for note in found.notes:
+            result.keeps(note)
+        named = {problem.path for problem in problems}
+        result.problems += [*problems, *(problem for problem in found.problems if problem.path not in named)]
         for path, _, _ in found.missing:
-            work.fail(f"the file {path!r} is not there", "file-missing", path)
-        if found.problems:
+            if path not in named:
+                work.fail(f"the file {path!r} is not there", "file-missing", path)
+        if problems or found.problems:
             result.action = "failed"
+        elif found.added:
+            result.action = "merged"
 
     def _compare_rows(self, table: str, works: Sequence[_Work]) -> None:
         """Rows as they were planned, but for those that are no rows of the database."""
@@ -381,7 +362,12 @@ class EntityRestorer:
                 found.setdefault(owner, []).append(columns.slice(start, end - start))
         for number, work in enumerate(works):
             wanted = work.plan.rows
-            if wanted is None or not wanted.num_rows or work.result.action == "failed":
+            if work.result.action == "failed":
+                continue
+            if wanted is None or not wanted.num_rows:
+                if number in found and work.exists:
+                    what = f"a {work.result.kind.replace('_', ' ')} that was there"
+                    work.result.keeps(f"{what} keeps its {_ROWS[table]}: this snapshot has none")
                 continue
             there = pa.concat_tables(found[number]).combine_chunks() if number in found else wanted.slice(0, 0)
             work.result.rows = there.num_rows
@@ -391,24 +377,22 @@ class EntityRestorer:
                 work.fail(f"{there.num_rows} rows were read back where {wanted.num_rows} were expected, or others", DIFFERS)
 
 
-def _in_experiments(record: Record, result: EntityResult, ids: IdMap) -> dict[str, Any]:
-    """The members that name experiments, by their ids here. A link to one that is not restored would lead to a stranger."""
-    changes: dict[str, Any] = {}
-    if isinstance(one := getattr(record, "experiment_id", UNSET), str):
-        changes["experiment_id"] = ids.find("experiment", one) or UNSET
-    if isinstance(several := getattr(record, "experiment_ids", UNSET), tuple):
-        changes["experiment_ids"] = tuple(sorted(filter(None, (ids.find("experiment", one) for one in several))))
-        if len(changes["experiment_ids"]) < len(several):
-            result.notes.append("links of evaluation datasets to experiments that are not restored are left out")
-    elif isinstance(record, GatewayEndpoint) and record.experiment_id and changes["experiment_id"] is UNSET:
-        result.notes.append("links of endpoints of the gateway to experiments that are not restored are left out")
-    if isinstance(record, RegisteredModel):
-        tags = {tag.key: tag.value for tag in record.tags}
-        if listed := tags.get(EXPERIMENTS_OF_PROMPT):
-            tags[EXPERIMENTS_OF_PROMPT], notes = prompt_experiments(listed, ids)
-            changes["tags"] = tuple(KeyValue(key=key, value=value) for key, value in tags.items())
-            result.notes += notes
-    return changes
+def _other_rates(work: _Work, there: Record) -> dict[str, tuple[str, str]]:
+    """The sample rates of a scorer (config id -> wanted, there) that are others there. The scorer is expected with those."""
+    if not isinstance(work.expected, Scorer) or not isinstance(there, Scorer):
+        return {}
+    found = {str(one.online_scoring_config_id): one.sample_rate or "0.0" for one in there.online}
+    wanted = {str(one.online_scoring_config_id): one.sample_rate or "0.0" for one in work.expected.online}
+    rates = {config: (rate, found[config]) for config, rate in wanted.items() if found.get(config, rate) != rate}
+    online = [
+        replace(one, sample_rate=found.get(str(one.online_scoring_config_id), one.sample_rate)) for one in work.expected.online
+    ]
+    work.expected = replace(work.expected, online=tuple(online))
+    return rates
+
+
+def _is_rate(text: str) -> bool:
+    return 0 < float(text) <= 1
 
 
 def _same_rows(there: pa.Table, wanted: pa.Table) -> bool:
@@ -428,7 +412,7 @@ def _same_rows(there: pa.Table, wanted: pa.Table) -> bool:
 def _differences(expected: Record, found: Record) -> list[str]:
     """What differs, where the expected record says something at all."""
     unsaid = {name: UNSET for name in expected.__struct_fields__ if getattr(expected, name) is UNSET}
-    return record_differences(expected, msgspec.structs.replace(found, **unsaid))
+    return record_differences(expected, replace(found, **unsaid))
 
 
 def _metric_row(model: LoggedModel, row: Row) -> Row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
@@ -13,6 +14,7 @@ from mlflow_bundle.errors import BundleError
 from mlflow_bundle.records import Problem
 from mlflow_bundle.tracking._port import ROW_ORDER, ROW_SCHEMAS, ArtifactStore
 from mlflow_bundle.tracking._spans import span_texts, span_values, spans_table
+from mlflow_bundle.tracking.database._archived_spans import ARCHIVED, ArchivedSpans
 from mlflow_bundle.tracking.database._connection import Column, Connection, literals
 from mlflow_bundle.tracking.database._traces_read import LOCATION_TAGS
 from mlflow_bundle.tracking.database._wanted import Wanted
@@ -35,16 +37,20 @@ _LOCATIONS: Final = pa.schema([("request_id", pa.string()), ("key", pa.string())
 
 
 class OwnedReader:
-    """Rows of ``model_metrics/1`` and ``spans/1``. ``open_store`` gives the artifact store of a trace."""
+    """Rows of ``model_metrics/1`` and ``spans/1``. ``open_store`` gives the artifact store of a trace; ``archived`` completes
+    spans that MLflow moved into files, which else are without content."""
 
     def __init__(
         self,
         connection: Connection,
         tables: Mapping[str, Mapping[str, Column]],
         open_store: Callable[[Trace], ArtifactStore],
+        archived: ArchivedSpans | None = None,
     ) -> None:
-        self._db, self._tables, self._open_store = connection, tables, open_store
+        self._db, self._tables, self._open_store, self._archived = connection, tables, open_store, archived
         self.problems: list[Problem] = []
+        #: The rows that were read, by table of the database.
+        self.read: Counter[str] = Counter()
 
     def rows(self, table: str, ids: Sequence[str]) -> Iterator[pa.Table]:
         """The rows of these owners as bounded tables of ``ROW_SCHEMAS``."""
@@ -63,12 +69,16 @@ class OwnedReader:
         found = ROW_SCHEMAS["spans/1"].empty_table()
         if "spans" in self._tables:
             found = self._owned("spans/1", "spans", "trace_id", ids, first)
+            if self._archived:
+                found = self._archived.completed(found, dict(enumerate(ids, start=first)))
         there = set(found.column("owner").unique().to_pylist())
         without = {trace_id: number for number, trace_id in enumerate(ids, start=first) if number not in there}
         elsewhere = []
         for trace_id, place in self._places(list(without)).items():
-            if place.get("spans_location") != _IN_DATABASE and place.get("artifact_uri"):
+            if place.get("spans_location") not in (_IN_DATABASE, ARCHIVED) and place.get("artifact_uri"):
                 elsewhere.append((without[trace_id], self._from_file(trace_id, place["artifact_uri"])))
+        if self._archived:
+            self._archived.look_for_signs(without.keys() - {ids[number - first] for number, spans in elsewhere if spans})
         if not elsewhere:
             yield found
             return
@@ -80,7 +90,9 @@ class OwnedReader:
         have = self._tables[table]
         chosen = [f"{table}.{name}" if name in have else "NULL" for name in _COLUMNS[rows]]
         wanted = Wanted(self._db, ((identity,) for identity in ids), first=first)
-        return wanted.rows(table, [owner], chosen, ROW_SCHEMAS[rows], order=ROW_ORDER[rows])
+        found = wanted.rows(table, [owner], chosen, ROW_SCHEMAS[rows], order=ROW_ORDER[rows])
+        self.read.update(wanted.read)
+        return found
 
     def _places(self, ids: Sequence[str]) -> dict[str, dict[str, str]]:
         """What the location tags of these traces say, by the field of the record; in the order of the ids."""

@@ -45,6 +45,12 @@ class PointReader:
     def __init__(self, connection: Connection, tables: Mapping[str, object]) -> None:
         self._db, self._tables = connection, tables
         self._counted: dict[str, int] = {}
+        self._read = 0
+
+    @property
+    def read(self) -> dict[str, int]:
+        """The number of points read, by the name of their table, where it is that of all points of the runs asked for."""
+        return {"metrics": self._read} if self._counted and self._read == sum(self._counted.values()) else {}
 
     def latest(self, ids: Sequence[str]) -> dict[str, dict[str, float]]:
         """The last value of each metric, by run."""
@@ -112,6 +118,7 @@ class PointReader:
         sizes = np.array([counts[owner] for owner in by_id], dtype=np.int64)
         if int(sizes.sum()) != table.num_rows:
             raise self._miscounted(table.num_rows, int(sizes.sum()))
+        self._read += table.num_rows
         series = _series(table, np.repeat(np.array(by_id, dtype=np.int32), sizes))
         if by_id != list(owners):
             ends = np.cumsum(sizes)
@@ -130,6 +137,7 @@ class PointReader:
             yield _series(table, np.full(table.num_rows, owner, dtype=np.int32))
         if rows != count:
             raise self._miscounted(rows, count)
+        self._read += rows
 
     def _miscounted(self, found: int, counted: int) -> CorruptError:
         name = self._db.uri.shown

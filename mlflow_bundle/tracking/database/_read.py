@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
@@ -20,11 +20,21 @@ from mlflow_bundle.tracking.artifacts import artifact_store, missing_destination
 from mlflow_bundle.tracking.artifacts._folders import Folders
 from mlflow_bundle.tracking.artifacts._own import NoArtifacts, own_location
 from mlflow_bundle.tracking.database._archived_spans import ArchivedSpans
-from mlflow_bundle.tracking.database._connection import Connection, columns_of, literals, parse_uri, revision_of, slices
+from mlflow_bundle.tracking.database._connection import (
+    Connection,
+    columns_of,
+    experiment_numbers,
+    literals,
+    not_found,
+    parse_uri,
+    revision_of,
+    slices,
+)
 from mlflow_bundle.tracking.database._entity_read import EntityReader
 from mlflow_bundle.tracking.database._owned_read import OwnedReader
 from mlflow_bundle.tracking.database._points_read import PointReader
-from mlflow_bundle.tracking.database._unread import unread
+from mlflow_bundle.tracking.database._unread import archived_columns, unread
+from mlflow_bundle.tracking.database._untold import Untold
 
 __all__ = ["DatabaseSource"]
 
@@ -130,11 +140,14 @@ class DatabaseSource:
                 *self._entities.absent(),
             ),
         )
-        self._owned = OwnedReader(self._db, self._tables, self.artifacts)
         self._archived = ArchivedSpans(self._db, self._store)
+        self._owned = OwnedReader(self._db, self._tables, self.artifacts, self._archived)
         self._points = PointReader(self._db, self._tables)
-        #: The runs whose metrics are being read.
+        self._untold = Untold(self._db, self._tables, archived_columns())
+        #: The runs whose metrics are being read, and whether everything is asked for.
         self._runs: Sequence[str] = ()
+        self._whole = False
+        self._rows_of_runs: Counter[str] = Counter()
 
     @property
     def description(self) -> Source:
@@ -192,10 +205,18 @@ class DatabaseSource:
         """
         if query.filter:
             matching([], {}, query.filter)
+        whole = query == RunQuery()
+        self._whole |= whole
         where = self._where(query)
         ids = self._ordered_ids(where)
         for start in range(0, len(ids), BATCH_RUNS):
-            batch = self._load(ids[start : start + BATCH_RUNS].to_pylist())
+            wanted = ids[start : start + BATCH_RUNS].to_pylist()
+            batch = self._load(wanted)
+            if len(batch) != len(wanted):
+                raise not_found(self._db, "runs")
+            if whole:
+                params, tags = (sum(map(len, pairs)) for pairs in ((r.params for r in batch), (r.tags for r in batch)))
+                self._rows_of_runs.update(runs=len(batch), params=params, tags=tags)
             if query.filter:
                 batch = matching(batch, self._points.latest([run.run_id for run in batch]), query.filter)
             if batch:
@@ -204,8 +225,7 @@ class DatabaseSource:
     def _where(self, query: RunQuery) -> str:
         conditions = ["1 = 1"]
         if query.experiment_ids is not None:
-            # Text that is no number names no experiment of a database.
-            numbers = [str(int(text)) for text in query.experiment_ids if _is_integer(text)]
+            numbers = experiment_numbers(query.experiment_ids)
             conditions.append(f"experiment_id IN ({', '.join(numbers)})" if numbers else "1 = 0")
         if query.run_ids is not None:
             conditions.append(f"run_uuid IN {literals(query.run_ids)}" if query.run_ids else "1 = 0")
@@ -333,21 +353,26 @@ class DatabaseSource:
 
     def rows(self, table: str, ids: Sequence[str]) -> Iterator[pa.Table]:
         """The rows of ``model_metrics/1`` or ``spans/1`` of these owners."""
-        found = self._owned.rows(table, ids)
-        return self._archived.completed(found, ids) if table == "spans/1" else found
+        return self._owned.rows(table, ids)
 
     def problems(self) -> list[Problem]:
-        """Spans that could not be read, so far."""
-        return [*self._owned.problems, *self._archived.problems]
+        """What could not be read, so far."""
+        hidden = self._untold.problems(self._rows_read()) if self._whole else []
+        return [*self._owned.problems, *self._archived.problems, *hidden]
+
+    def _rows_read(self) -> dict[str, int]:
+        """The rows that were read when everything was asked for, by table."""
+        return {**self._entities.read_whole, **self._owned.read, **self._rows_of_runs, **self._points.read}
 
     def notes(self) -> list[str]:
         """What the database holds that no record has a place for."""
-        return [*unread(self._db, self._tables, self._runs), *self._archived.notes(), *missing_destination(self._destination)]
+        return [
+            *unread(self._db, self._tables, self._runs),
+            *(self._untold.notes(self._rows_read()) if self._whole else ()),
+            *self._archived.notes(),
+            *missing_destination(self._destination),
+        ]
 
     def close(self) -> None:
         """End the read transaction."""
         self._db.close()
-
-
-def _is_integer(text: str) -> bool:
-    return text.isascii() and text.removeprefix("-").isdigit()

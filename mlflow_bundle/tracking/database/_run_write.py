@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -20,7 +21,7 @@ from mlflow_bundle.records import KeyValue, Problem, Run
 from mlflow_bundle.tracking._compare import record_differences
 from mlflow_bundle.tracking._port import CANNOT_HOLD, NOT_RESTORED, ArtifactStore, OpenBlob, PlannedRun, RunResult, run_problem
 from mlflow_bundle.tracking.database._connection import Connection, literal, literals
-from mlflow_bundle.tracking.database._files import FilesFound, compare_files, write_files
+from mlflow_bundle.tracking.database._files import FilesFound, compare_files, complete_files, write_new_files
 from mlflow_bundle.tracking.database._limits import Limits
 from mlflow_bundle.tracking.database._places import Places
 from mlflow_bundle.tracking.database._points import PointStage
@@ -122,12 +123,14 @@ class RunRestorer:
         return works
 
     def _write_files(self, works: Sequence[_Work], open_blob: OpenBlob) -> None:
-        def write(work: _Work) -> list[Problem]:
-            assert work.expected is not None
-            return write_files(self._open_store(work.expected), work.planned.files, open_blob, "run", work.expected.run_id)
+        def write(work: _Work) -> tuple[list[Problem], list[str]]:
+            run = work.expected
+            assert run is not None
+            return write_new_files(partial(self._open_store, run), work.planned.files, open_blob, "run", run.run_id)
 
-        for work, problems in _threaded(write, [work for work in works if work.planned.files]):
+        for work, (problems, notes) in _threaded(write, [work for work in works if work.planned.files]):
             work.result.problems += problems
+            work.result.notes += notes
 
     def _insert(self, works: Sequence[_Work], stage: PointStage, *, only: str | None = None) -> None:
         """Make the runs visible, all in one transaction; where the database refuses one of them, each in its own."""
@@ -189,13 +192,13 @@ class RunRestorer:
         def verify(work: _Work) -> tuple[FilesFound, list[Problem]]:
             run = work.expected
             assert run is not None
-            files, run_id = work.planned.files, run.run_id
-            found = compare_files(lambda: self._open_store(run), files, "run", run_id)
+            files, store = work.planned.files, partial(self._open_store, run)
             # Files that could not be written are named already; those that an existing run lacks are added.
-            if not found.missing or not work.exists:
-                return found, []
-            problems = write_files(self._open_store(run), found.missing, open_blob, "run", run_id)
-            return compare_files(lambda: self._open_store(run), files, "run", run_id), problems
+            if not work.exists:
+                return compare_files(store, files, "run", run.run_id), []
+            given = self._places.of_run(work.planned.source, work.planned.experiment_id)
+            elsewhere = (run.artifact_uri or "") if run.artifact_uri != given else ""
+            return complete_files(store, files, open_blob, "run", run.run_id, elsewhere=elsewhere)
 
         for work, (found, problems) in _threaded(verify, [work for work in works if work.planned.files]):
             work.result.files, work.result.file_bytes = found.files, found.bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,10 +18,14 @@ PLACE = pa.field("place", pa.int64(), nullable=False)
 
 
 class Wanted:
-    """Owners, by the values of their keys: texts and integers. ``first`` is the number of the first one."""
+    """Owners, by the values of their keys: texts and integers. ``first`` is the number of the first one.
+
+    ``read`` are the numbers of rows that were read of them, by table.
+    """
 
     def __init__(self, connection: Connection, keys: Iterable[Sequence[Any]], *, first: int = 0) -> None:
         self._db = connection
+        self.read: Counter[str] = Counter()
         self._owners = ", ".join(
             f"({number}, {', '.join(literal(v) if isinstance(v, str) else str(int(v)) for v in key)})"
             for number, key in enumerate(keys, start=first)
@@ -49,5 +54,6 @@ class Wanted:
             f"FROM wanted CROSS JOIN {table} WHERE {' AND '.join([*same, *([condition] if condition else [])])}",
             schema,
         )
+        self.read[table] += found.num_rows
         # Also what is sorted already is copied: in the driver's own memory, what is freed piece by piece stays in the process.
         return found.take(pc.sort_indices(found, sort_keys=[(name, "ascending") for name in (schema.names[0], *order)]))

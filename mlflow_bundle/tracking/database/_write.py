@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any, Final
 
 import msgspec
@@ -29,6 +29,7 @@ from mlflow_bundle.tracking._port import (
 from mlflow_bundle.tracking._workspaces import Homes
 from mlflow_bundle.tracking.artifacts import artifact_store
 from mlflow_bundle.tracking.database._connection import Connection, DatabaseUri, columns_of, literal, parse_uri
+from mlflow_bundle.tracking.database._entity_expected import location_of
 from mlflow_bundle.tracking.database._entity_limits import EntityLimits
 from mlflow_bundle.tracking.database._entity_rows import Tables
 from mlflow_bundle.tracking.database._entity_write import EntityRestorer
@@ -53,7 +54,9 @@ class DatabaseTarget:
     server that will serve this database: what lay behind a server stays at ``mlflow-artifacts:``, and its files go there.
 
     Experiment ids stay where they are free and the database has a place for them. ``notes`` say where it has none, and what
-    merging an experiment left as it was. Without ``read_back``, runs count as restored when they are written.
+    merging an experiment left as it was. ``absent`` are the kinds and members that the source of the archive does not offer
+    (``Source.absent``): what else the archive lacks of an entity that is there is noted. Without ``read_back``, runs count as
+    restored when they are written.
 
     Raises:
         UnsupportedError: the schema is not that of the installed MLflow; it is never upgraded here.
@@ -69,6 +72,7 @@ class DatabaseTarget:
         bundle_id: str,
         storage_options: Mapping[str, Any] | None = None,
         workspace: str | None = None,
+        absent: Iterable[str] = (),
         read_back: bool = True,
     ) -> None:
         self._wanted = parse_uri(uri)
@@ -77,24 +81,33 @@ class DatabaseTarget:
         self.notes: list[str] = []
         self._destination = artifacts_destination
         self._storage_options = storage_options
-        self._read_back = read_back
+        self._absent, self._read_back = frozenset(absent), read_back
         self._places = Places(self._wanted, artifact_root, artifacts_destination)
         self._restorer: EntityRestorer | None = None
         #: Experiments that were there and are not merged into yet, by id: read when the first one is.
         self._unmerged: dict[str, Experiment] = {}
         self._lock = threading.RLock()
-        revision = prepare_database(self._uri)
-        self._db = self._connect()
-        tables = columns_of(self._db)
+        with ExitStack() as stack:
+            if self._draft is not None:
+                stack.callback(self._draft.cleanup)
+            revision = prepare_database(self._uri)
+            self._db = self._connect()
+            stack.callback(self._db.close)
+            tables = columns_of(self._db)
+            stack.pop_all()
         self._limits = Limits(tables, is_sqlite=self._uri.is_sqlite)
         self._homes = Homes(workspace, "workspaces" in tables and "workspace" in tables["experiments"])
         self._description = Source(kind=self._uri.dialect, uri=self._wanted.shown, version=f"schema {revision}")
 
     def _connect(self) -> Connection:
         connection = Connection(self._uri, read_only=False)
-        if self._uri.is_sqlite:
-            connection.run(f"PRAGMA cache_size = -{_SQLITE_CACHE_KIB}")
-        connection.commit()
+        try:
+            if self._uri.is_sqlite:
+                connection.run(f"PRAGMA cache_size = -{_SQLITE_CACHE_KIB}")
+            connection.commit()
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _settle(self) -> None:
@@ -289,14 +302,19 @@ class DatabaseTarget:
             tables = Tables(self._db, columns_of(self._db))
             limits = EntityLimits(self._db, tables, self._limits, self._homes)
             self._restorer = EntityRestorer(
-                self._db, tables, limits=limits, places=self._places, open_store=self._store_of, homes=self._homes
+                self._db,
+                tables,
+                limits=limits,
+                places=self._places,
+                open_store=self._store_of,
+                homes=self._homes,
+                absent=self._absent,
             )
             self._db.commit()
         return self._restorer
 
     def _store_of(self, record: Record) -> ArtifactStore:
-        location = getattr(record, "artifact_uri", UNSET) or getattr(record, "storage_location", UNSET)
-        if not location:
+        if not (location := location_of(record)):
             raise UsageError(f"{record_id(record)} has no artifact location")
         return artifact_store(
             location,

@@ -180,4 +180,4 @@ def _trace(trace: Trace, folder: str, unreadable: list[BundleError]) -> Trace:
 def parent_in(folder: str) -> str | None:
     """The parent of the run in a folder, from the file of its tag."""
     path = f"{folder}/{layout.TAGS}/{PARENT_TAG}"
-    return layout.read_bytes(path).decode() if os.path.exists(path) else None  # noqa: PTH110
+    return layout.read_text(path) if os.path.exists(path) else None  # noqa: PTH110

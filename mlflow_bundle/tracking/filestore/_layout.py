@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -39,8 +39,10 @@ __all__ = [
     "dead_links",
     "files_below",
     "read_bytes",
+    "read_lines",
     "read_meta",
     "read_pairs",
+    "read_text",
     "store_folder",
     "subfolders",
 ]
@@ -69,6 +71,8 @@ RESERVED: Final = frozenset({TAGS, DATASETS, TRACES, MODELS})
 #: MLflow empties some files before it writes them anew: how often, and how many seconds apart, to look again.
 _LOOKS: Final = 4
 _PAUSE: Final = 0.1
+#: Files that were not written in the last so many seconds are taken as they are: many a value is empty on purpose.
+_NEW: Final = 10
 
 _Loader: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -132,18 +136,51 @@ def read_bytes(path: str) -> bytes:
         raise broken(path, f"the file cannot be read: {error.strerror}") from error
 
 
+def read_lines(path: str) -> bytes:
+    """The content of a file whose last line should have an end; after some looks, what there is.
+
+    Raises:
+        CorruptError: it cannot be read.
+    """
+    return _settled(path, lambda content: content.endswith(b"\n"))
+
+
+def read_text(path: str) -> str:
+    """A value that has a file of its own. An empty one is looked at again where its file was written just now.
+
+    Raises:
+        CorruptError: it cannot be read, or is not valid UTF-8.
+    """
+    try:
+        return _settled(path, bool).decode()
+    except UnicodeDecodeError:
+        raise broken(path, "the value is not valid UTF-8") from None
+
+
+def _settled(path: str, is_whole: Callable[[bytes], bool]) -> bytes:
+    """The content of a file; while it is not whole and its file is new, somebody may be writing it, so look again."""
+    for _ in range(_LOOKS - 1):
+        content = read_bytes(path)
+        if is_whole(content) or not _is_new(path):
+            return content
+        time.sleep(_PAUSE)
+    return read_bytes(path)
+
+
+def _is_new(path: str) -> bool:
+    try:
+        return abs(time.time() - os.stat(path).st_mtime) < _NEW  # noqa: PTH116 - a text
+    except OSError:
+        return True
+
+
 def read_meta(path: str) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
         CorruptError: the file is missing, empty, cut off, or not a mapping in YAML.
     """
-    for look in range(_LOOKS):
-        content = read_bytes(path)
-        if content.endswith(b"\n"):
-            break
-        if look + 1 < _LOOKS:
-            time.sleep(_PAUSE)
+    content = read_lines(path)
     if not content.strip():
         raise broken(path, "the file is empty")
     if not content.endswith(b"\n"):
@@ -197,9 +234,7 @@ def read_pairs(folder: str, unreadable: list[BundleError]) -> tuple[KeyValue, ..
     found: dict[str, str] = {}
     for key, path in files_below(folder, unreadable):
         try:
-            found[key] = read_bytes(path).decode()
-        except UnicodeDecodeError:
-            unreadable.append(broken(path, "the value is not valid UTF-8"))
+            found[key] = read_text(path)
         except CorruptError as error:
             unreadable.append(error)
     return as_pairs(found)

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from mlflow_bundle.errors import BundleError
-from mlflow_bundle.tracking.filestore._layout import broken, read_bytes
+from mlflow_bundle.tracking.filestore._layout import broken, read_lines
 
 __all__ = ["MODEL_LINES", "RUN_LINES", "PointFile", "read_points"]
 
@@ -32,6 +32,8 @@ _TYPES: Final = {
     "dataset_name": pa.string(),
     "dataset_digest": pa.string(),
 }
+#: Nobody can tell a whole last line from one that lacks digits of its step.
+_CUT_OFF: Final = "the last line has no end and may be cut off, so that it is left out; if it is whole, add a line break"
 _INT64: Final = range(-(2**63), 2**63)
 _PARSE: Final = csv.ParseOptions(delimiter=" ", quote_char=False, double_quote=False, ignore_empty_lines=False)
 
@@ -55,16 +57,19 @@ def read_points(
     tables = []
     for file in files:
         try:
-            data = read_bytes(file.path)
+            data = read_lines(file.path)
         except BundleError as error:
             unreadable.append((file.owner, error))
             continue
         if not data:
             unreadable.append((file.owner, broken(file.path, "the metric file is empty")))
             continue
-        data = data if data.endswith(b"\n") else data + b"\n"
+        if not data.endswith(b"\n"):
+            unreadable.append((file.owner, broken(file.path, _CUT_OFF)))
+            data = data[: data.rfind(b"\n") + 1]
         count = data.count(b"\n")
-        groups.setdefault(_fields(data, count, lines), []).append((file, data, count))
+        if count:
+            groups.setdefault(_fields(data, count, lines), []).append((file, data, count))
     for fields, group in groups.items():
         if fields and (table := _columns(group, lines[fields], schema)) is not None:
             tables.append(table)

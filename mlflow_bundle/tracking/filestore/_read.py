@@ -25,7 +25,7 @@ from mlflow_bundle.tracking.filestore import _layout as layout
 from mlflow_bundle.tracking.filestore._catalogue import KINDS_OF_STORE, Catalogue, problem_of
 from mlflow_bundle.tracking.filestore._complete import Completer, parent_in
 from mlflow_bundle.tracking.filestore._index import Entry, Index
-from mlflow_bundle.tracking.filestore._layout import broken, files_below, read_bytes, store_folder
+from mlflow_bundle.tracking.filestore._layout import broken, files_below, read_text, store_folder
 from mlflow_bundle.tracking.filestore._places import Places
 from mlflow_bundle.tracking.filestore._points import MODEL_LINES, RUN_LINES, Lines, PointFile, read_points
 from mlflow_bundle.tracking.rest._trace_answers import ARTIFACT_LOCATION, SOURCE_RUN
@@ -271,7 +271,7 @@ class FileSource:
         folder = self._folder("trace", trace_id)
         tag = f"{folder}/{layout.TAGS}/{ARTIFACT_LOCATION}"
         try:
-            location = read_bytes(tag).decode() if os.path.exists(tag) else ""  # noqa: PTH110
+            location = read_text(tag) if os.path.exists(tag) else ""  # noqa: PTH110
             store = self._places.store("trace", trace_id, location, folder)
             if _TRACES_JSON not in {info.path for info in store.walk()}:
                 if any(os.path.exists(f"{folder}/{layout.TRACE_METADATA}/{sign}") for sign in SPAN_SIGNS):  # noqa: PTH110

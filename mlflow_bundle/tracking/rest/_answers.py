@@ -11,6 +11,7 @@ from msgspec import UNSET, UnsetType
 from mlflow_bundle.entities import ModelInput, ModelOutput
 from mlflow_bundle.records import Dataset, DatasetInput, Experiment, KeyValue, Run
 from mlflow_bundle.tracking._rest import API, RefusedError, RestClient
+from mlflow_bundle.tracking.rest._listing import steady
 
 __all__ = [
     "IDS_PER_SEARCH",
@@ -24,10 +25,13 @@ __all__ = [
     "get_run",
     "model_links",
     "quoted",
+    "run_ids",
     "runs_among",
     "search_runs",
 ]
 
+_SEARCH_RUNS: Final = f"{API}runs/search"
+_SEARCH_EXPERIMENTS: Final = f"{API}experiments/search"
 _EXPERIMENTS_PER_PAGE: Final = 1_000
 #: Runs that are searched for by id in one request.
 IDS_PER_SEARCH: Final = 200
@@ -217,20 +221,32 @@ class SearchRuns(msgspec.Struct, omit_defaults=True):
 
 def search_runs(client: RestClient, search: SearchRuns) -> RunPage:
     """One page of runs."""
-    page: RunPage = client.post_json(f"{API}runs/search", search, answer=RunPage)
+    page: RunPage = client.post_json(_SEARCH_RUNS, search, answer=RunPage)
     return page
 
 
 def all_runs(client: RestClient, search: SearchRuns) -> list[RunAnswer]:
-    """All pages of a search."""
-    answers: list[RunAnswer] = []
+    """All that a search finds, each once."""
+    return steady(client, _SEARCH_RUNS, lambda: _pages(client, search), lambda run: run.run_id)
+
+
+def run_ids(client: RestClient, search: SearchRuns) -> list[str]:
+    """The ids of all that a search finds, each once."""
+
+    def read() -> Iterator[list[str]]:
+        return ([run.run_id for run in runs] for runs in _pages(client, search))
+
+    return steady(client, _SEARCH_RUNS, read, str)
+
+
+def _pages(client: RestClient, search: SearchRuns) -> Iterator[tuple[RunAnswer, ...]]:
     token = ""
     while True:
         page = search_runs(client, msgspec.structs.replace(search, max_results=_RUNS_PER_PAGE, page_token=token))
-        answers += page.runs
+        yield page.runs
         token = page.next_page_token
         if not token:
-            return answers
+            return
 
 
 def runs_among(client: RestClient, search: SearchRuns, run_ids: Sequence[str]) -> Sequence[RunAnswer]:
@@ -284,23 +300,23 @@ def model_links(client: RestClient, run: Run) -> Run:
     return msgspec.structs.replace(run, model_inputs=_by_id(inputs), model_outputs=_by_id_and_step(outputs))
 
 
-def experiments(client: RestClient) -> Iterator[Experiment]:
+def experiments(client: RestClient) -> list[Experiment]:
     """Every experiment, active and deleted, each once."""
-    seen: set[str] = set()
-    body: dict[str, object] = {
-        "view_type": "ALL",
-        "max_results": _EXPERIMENTS_PER_PAGE,
-        "order_by": ["creation_time ASC", "experiment_id ASC"],
-    }
-    while True:
-        page: _ExperimentPage = client.post_json(f"{API}experiments/search", body, answer=_ExperimentPage)
-        for experiment in page.experiments:
-            if experiment.experiment_id not in seen:
-                seen.add(experiment.experiment_id)
-                yield experiment.record()
-        if not page.next_page_token:
-            return
-        body["page_token"] = page.next_page_token
+
+    def read() -> Iterator[Sequence[_Experiment]]:
+        body: dict[str, object] = {
+            "view_type": "ALL",
+            "max_results": _EXPERIMENTS_PER_PAGE,
+            "order_by": ["creation_time ASC", "experiment_id ASC"],
+        }
+        while True:
+            page: _ExperimentPage = client.post_json(_SEARCH_EXPERIMENTS, body, answer=_ExperimentPage)
+            yield page.experiments
+            if not page.next_page_token:
+                return
+            body["page_token"] = page.next_page_token
+
+    return [found.record() for found in steady(client, _SEARCH_EXPERIMENTS, read, lambda found: found.experiment_id)]
 
 
 def chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

@@ -29,7 +29,7 @@ from mlflow_bundle.entities import Workspace as WorkspaceRecord
 from mlflow_bundle.tracking._port import EntityQuery
 from mlflow_bundle.tracking._rest import API
 from mlflow_bundle.tracking.rest._features import API3, SourceServer, Workspaced
-from mlflow_bundle.tracking.rest._listing import Answer, decimal, json_text, listed, record
+from mlflow_bundle.tracking.rest._listing import Answer, decimal, json_text, listed, record, single
 
 __all__ = ["ConfigurationReader"]
 
@@ -192,8 +192,7 @@ class ConfigurationReader:
         if not (answer.get("description") and answer.get("latest_version")):
             return None
         version = f"{_MCP}/{_path(answer['name'])}/versions/{_path(answer['latest_version'])}"
-        found: Answer = workspace.client.get_json(version)
-        description: str | None = found["server_json"].get("description")
+        description: str | None = single(workspace.client, version, "server_json").get("description")
         return description
 
     def mcp_versions(self) -> Iterator[McpServerVersion]:

@@ -99,7 +99,7 @@ class DatasetWriter:
         return self._server.each("evaluation_dataset", planned, one)
 
     def _restored(self) -> dict[str, str]:
-        """Datasets of this archive at the target: archived id -> id."""
+        """Archived datasets at the target: archived id -> id."""
 
         def ask(token: str) -> Any:
             body = {"max_results": _PAGE, **({"page_token": token} if token else {})}
@@ -108,8 +108,8 @@ class DatasetWriter:
         found = {}
         for dataset in paged(ask, "datasets"):
             tags = json.loads(dataset.get("tags") or "{}")
-            if tags.get(SOURCE_BUNDLE) == self._server.bundle_id and _SOURCE_DATASET in tags:
-                found[tags[_SOURCE_DATASET]] = str(dataset["dataset_id"])
+            if (archived := self._server.archived_id(tags, _SOURCE_DATASET)) is not None:
+                found[archived] = str(dataset["dataset_id"])
         return found
 
     def _tags(self, dataset: EvaluationDataset) -> dict[str, str]:
@@ -144,6 +144,9 @@ class DatasetWriter:
         found = self._server.get(f"datasets/{result.target_id}", api=API3)["dataset"]
         there = json.loads(found.get("tags") or "{}")
         tags = self._tags(dataset)
+        if result.action == "there":
+            # Another archive may have brought it.
+            del tags[SOURCE_BUNDLE]
         expect(result, "experiments", sorted(experiments), sorted(self._linked(str(result.target_id)) & set(experiments)))
         compared = {"name": (dataset.name, found.get("name")), "tags": (tags, {key: there.get(key) for key in tags})}
         was_there = result.action == "there"

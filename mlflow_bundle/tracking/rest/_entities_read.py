@@ -25,7 +25,7 @@ from mlflow_bundle.tracking._rest import RefusedError, RestClient
 from mlflow_bundle.tracking.rest._answers import chunks
 from mlflow_bundle.tracking.rest._config_read import ConfigurationReader
 from mlflow_bundle.tracking.rest._features import API3, SourceServer, Workspaced
-from mlflow_bundle.tracking.rest._listing import Answer, decimal, in_batches, json_text, listed, record
+from mlflow_bundle.tracking.rest._listing import Answer, decimal, in_batches, json_text, listed, record, single
 from mlflow_bundle.tracking.rest._models_read import LoggedModels, ModelRegistry
 from mlflow_bundle.tracking.rest._traces_read import TraceReader
 
@@ -136,7 +136,7 @@ class EntityReader:
 
     def notes(self) -> list[str]:
         """What cannot be read without changing the server, and what it seems to hide."""
-        return [*self._server.notes(), *self._evaluation.notes()]
+        return [*self._server.notes(), *self._evaluation.notes(), *self._traces.notes()]
 
     def _experiments_in(self, workspace: str | None) -> list[str]:
         """The experiments of a workspace, deleted ones too."""
@@ -189,8 +189,9 @@ class _Evaluation:
 
     def _experiments_of(self, dataset: tuple[Workspaced, Answer]) -> list[str]:
         workspace, answer = dataset
-        found: Answer = workspace.client.get_json(f"{API3}datasets/{answer['dataset_id']}/experiment-ids")
-        return [str(experiment_id) for experiment_id in found.get("experiment_ids", [])]
+        path = f"{API3}datasets/{answer['dataset_id']}/experiment-ids"
+        found: _ExperimentIds = workspace.client.get_json(path, answer=_ExperimentIds)
+        return [str(experiment_id) for experiment_id in found.experiment_ids]
 
     def dataset_records(self, query: EntityQuery) -> Iterator[Record]:
         """The records of all datasets in archive order, page by page: no dataset is ever held as a whole."""
@@ -259,12 +260,13 @@ class _Evaluation:
             for some in chunks(group, _SCORERS_PER_REQUEST):
                 params = {"scorer_ids": [scorer_id for _, scorer_id in some]}
                 try:
-                    answer: Answer = some[0][0].client.get_json(f"{API3}scorers/online-configs", params)
+                    path = f"{API3}scorers/online-configs"
+                    answer: _OnlineConfigs = some[0][0].client.get_json(path, params, answer=_OnlineConfigs)
                 except RefusedError as error:
                     if error.endpoint_missing:
                         return {}
                     raise
-                for config in answer.get("configs", []):
+                for config in answer.configs:
                     found[config["scorer_id"]].append({**config, "sample_rate": decimal(config.get("sample_rate"))})
         return found
 
@@ -298,24 +300,22 @@ class _Evaluation:
         workspace, experiment_id = experiment
         params = {"experiment_id": experiment_id, "name": _DEFAULT_SCHEMA}
         try:
-            answer: Answer = workspace.client.get_json(f"{API3}label-schemas/get-by-name", params)
+            schema = single(workspace.client, f"{API3}label-schemas/get-by-name", "label_schema", params)
         except RefusedError as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return False
             raise
-        return bool(answer["label_schema"].get("is_default"))
+        return bool(schema.get("is_default"))
 
     def _schema(self, named: tuple[Workspaced, str]) -> Answer | None:
         """A label schema by id; None where a queue names one that was deleted."""
         workspace, schema_id = named
         try:
-            answer: Answer = workspace.client.get_json(f"{API3}label-schemas/get", {"schema_id": schema_id})
+            return single(workspace.client, f"{API3}label-schemas/get", "label_schema", {"schema_id": schema_id})
         except RefusedError as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return None
             raise
-        found: Answer = answer["label_schema"]
-        return found
 
     def queues(self, query: EntityQuery) -> Iterator[ReviewQueue]:
         """The review queues of all active experiments with their items."""
@@ -383,10 +383,18 @@ class _Evaluation:
             yield from ((workspace, answer) for answer in answers)
 
 
-class _RecordPage(msgspec.Struct):
-    """A page of the records of a dataset, which come as JSON within JSON."""
+class _ExperimentIds(msgspec.Struct):
+    experiment_ids: list[Any] = []
 
-    records: str = "[]"
+
+class _OnlineConfigs(msgspec.Struct):
+    configs: list[Answer] = []
+
+
+class _RecordPage(msgspec.Struct):
+    """A page of the records of a dataset, which come as JSON within JSON, also where there are none."""
+
+    records: str
     next_page_token: str = ""
 
 

@@ -91,6 +91,8 @@ _PROBES: Final = (
 class ServerInfo(msgspec.Struct):
     """The answer of ``server-info``, which servers have since 3.9; it says whether there are workspaces since 3.10."""
 
+    #: All that servers of 3.9 say.
+    store_type: str | None = None
     workspaces_enabled: bool | None = None
     features_enabled: dict[str, bool] = {}
 
@@ -266,7 +268,7 @@ class SourceServer:
 
     def notes(self) -> list[str]:
         """What of the server was not read, or may be hidden, and is no error."""
-        said = self.features.notes()
+        said = [*self.features.notes(), *dict.fromkeys(self.client.doubts)]
         chosen = self.workspaces[0].name
         if self.features.info.workspaces_enabled and os.environ.get("MLFLOW_WORKSPACE", "").strip() == chosen:
             said.append(f"only the workspace {chosen!r} of the server was read (MLFLOW_WORKSPACE)")

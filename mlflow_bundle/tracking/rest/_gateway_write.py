@@ -27,7 +27,7 @@ from mlflow_bundle.entities import (
     KeyValue,
 )
 from mlflow_bundle.errors import AuthError, NotFoundError
-from mlflow_bundle.tracking._port import SOURCE_TAG_PREFIX, EntityResult, IdMap
+from mlflow_bundle.tracking._port import DIFFERS, SOURCE_TAG_PREFIX, EntityResult, IdMap
 from mlflow_bundle.tracking._rest import RefusedError
 from mlflow_bundle.tracking.rest._config_write import Road
 from mlflow_bundle.tracking.rest._expected import COMPLETE, RESTORE_TAG, STARTED, keep_earlier
@@ -41,6 +41,8 @@ _GATEWAY: Final = "gateway/"
 _USERS: Final = frozenset({"created_by", "last_updated_by"})
 _SCORER: Final = "scorer"
 _SOURCE_ID: Final = "mlflow.experiment.sourceId"
+#: The endpoint, and the kind and the id of what uses it.
+_Binding = tuple[str, str, str]
 _KEPT: Final = ("endpoint_id", "workspace", "created_by", "created_at", "last_updated_by", "last_updated_at")
 
 
@@ -238,28 +240,35 @@ class EndpointRoad(_GatewayRoad):
         """Bind the endpoints to what uses them. A server does it itself for a scorer that names the endpoint."""
         if not self._bindings:
             return []
-        answer = self.server.get(f"{_GATEWAY}endpoints/bindings/list", api=API3)
-        there = {(one["endpoint_id"], one["resource_type"], one["resource_id"]) for one in answer.get("bindings", [])}
-        results = []
+        there = self._bound()
+        results: list[EntityResult] = []
+        made: dict[_Binding, EntityResult] = {}
         for of, identity, binding, ids in self._bindings:
             result = EntityResult(kind=self.kind, source_id=of.source_id)
             results.append(result)
-            self.server.guard(result, lambda: self._bind(result, identity, binding, ids, there))  # noqa: B023 - done at once
+            if (use := _target_binding(result, identity, binding, ids)) is None or use in there:
+                continue
+            made[use] = result
+            self.server.guard(result, lambda: self._bind(result, use, binding))  # noqa: B023 - done at once
         self._bindings.clear()
+        found = self._bound() if made else set()
+        lost = {use: result for use, result in made.items() if use not in found and result.action != "failed"}
+        for (_, kind, resource), result in lost.items():
+            message = f"its use by the {kind} {resource} was not read back from the target"
+            result.problems.append(not_restored(result, message, code=DIFFERS))
+            result.action = "failed"
         return results
 
-    def _bind(
-        self, result: EntityResult, identity: str, binding: GatewayBinding, ids: IdMap, there: set[tuple[str, str, str]]
-    ) -> None:
-        resource = ids.find("scorer_id", binding.resource_id) if binding.resource_type == _SCORER else binding.resource_id
-        if resource is None:
-            message = f"its use by the {binding.resource_type} {binding.resource_id} is left out, which was not restored"
-            result.problems.append(not_restored(result, message))
-        elif (identity, binding.resource_type, resource) not in there:
-            members = {"endpoint_id": identity, "resource_type": binding.resource_type, "resource_id": resource}
-            body = _present({**members, "created_by": binding.created_by})
-            self.server.client.post_json(f"{API3}{_GATEWAY}endpoints/bindings/create", body, retry=False)
-            result.notes.append("the names under which endpoints are used, and since when, are in the archive only")
+    def _bound(self) -> set[_Binding]:
+        """Which endpoints the target says are used, and by what."""
+        answer = self.server.get(f"{_GATEWAY}endpoints/bindings/list", api=API3)
+        return {(one["endpoint_id"], one["resource_type"], one["resource_id"]) for one in answer.get("bindings", [])}
+
+    def _bind(self, result: EntityResult, use: _Binding, binding: GatewayBinding) -> None:
+        members = {"endpoint_id": use[0], "resource_type": use[1], "resource_id": use[2]}
+        body = _present({**members, "created_by": binding.created_by})
+        self.server.client.post_json(f"{API3}{_GATEWAY}endpoints/bindings/create", body, retry=False)
+        result.notes.append("the names under which endpoints are used, and since when, are in the archive only")
 
     def _tag(self, identity: str, key: str, value: str) -> None:
         self.server.post(f"{_GATEWAY}endpoints/set-tag", {"endpoint_id": identity, "key": key, "value": value}, api=API3)
@@ -375,6 +384,16 @@ class GuardrailRoad(Road):
             # A request that was repeated finds what its first try made; reading back compares it.
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
+
+
+def _target_binding(result: EntityResult, identity: str, binding: GatewayBinding, ids: IdMap) -> _Binding | None:
+    """What an archived binding is at the target, or None and a problem."""
+    resource = ids.find("scorer_id", binding.resource_id) if binding.resource_type == _SCORER else binding.resource_id
+    if resource is not None:
+        return identity, str(binding.resource_type), resource
+    message = f"its use by the {binding.resource_type} {binding.resource_id} is left out, which was not restored"
+    result.problems.append(not_restored(result, message))
+    return None
 
 
 def _present(body: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -14,12 +14,15 @@ from mlflow_bundle.errors import ServerError
 from mlflow_bundle.kinds import order_key
 from mlflow_bundle.tracking._rest import Params, RestClient
 
-__all__ = ["Answer", "decimal", "in_batches", "json_text", "listed", "pages", "record"]
+__all__ = ["Answer", "decimal", "in_batches", "json_text", "listed", "pages", "record", "single", "steady"]
 
 Answer = dict[str, Any]
 Some = TypeVar("Some", bound=Record)
+Item = TypeVar("Item")
 
 _BATCH: Final = 1_000
+#: How often at most a list of several pages is read.
+_READINGS: Final = 5
 
 
 def pages(
@@ -40,19 +43,51 @@ def pages(
         asked["page_token"] = page.token
 
 
+def single(client: RestClient, path: str, member: str, params: Params | None = None) -> Answer:
+    """The object that is the answer's only member, and that must be there."""
+    answer = msgspec.defstruct("Single", [("item", Answer)], rename={"item": member})
+    found: Answer = client.get_json(path, params, answer=answer).item
+    return found
+
+
+def steady(
+    client: RestClient, path: str, read: Callable[[], Iterable[Iterable[Item]]], key: Callable[[Item], Hashable]
+) -> list[Item]:
+    """Everything in a list whose pages are cut by position, each item once. ``read`` gives the pages from the first on.
+
+    What appears meanwhile shifts items into the next page, so that they come twice. What vanishes shifts others into a page
+    that was read already, so that they never come: a list of several pages is read again until nothing vanished between two
+    readings. ``client.doubts`` says it where something always did.
+    """
+    found: dict[Hashable, Item] = {}
+    before: set[Hashable] | None = None
+    for _ in range(_READINGS):
+        seen: set[Hashable] = set()
+        count = 0
+        for page in read():
+            count += 1
+            for item in page:
+                identity = key(item)
+                seen.add(identity)
+                found.setdefault(identity, item)
+        if count <= 1 or (before is not None and before <= seen):
+            return list(found.values())
+        before = seen
+    client.doubts.append(
+        f"{path} was read {_READINGS} times, and each time something of it was deleted meanwhile: others may be missing"
+    )
+    return list(found.values())
+
+
 def listed(
     client: RestClient, path: str, member: str, params: Params, *, by: Sequence[str], post: bool = False
 ) -> list[Answer]:
-    """A whole list, each item once.
+    """A whole list, each item once. ``by`` are the members that tell items apart."""
 
-    Pages are cut by position: what appears meanwhile shifts items into the next page, so that they come twice. ``by`` are
-    the members that tell items apart.
-    """
-    found: dict[tuple[Any, ...], Answer] = {}
-    for page in pages(client, path, member, params, post=post):
-        for item in page:
-            found.setdefault(tuple(item.get(name) for name in by), item)
-    return list(found.values())
+    def key(item: Answer) -> Hashable:
+        return tuple(item.get(name) for name in by)
+
+    return steady(client, path, lambda: pages(client, path, member, params, post=post), key)
 
 
 def record(kind: type[Some], answer: Mapping[str, Any], /, **more: Any) -> Some:

@@ -29,8 +29,8 @@ from mlflow_bundle.tracking._port import (
 from mlflow_bundle.tracking.rest._answers import chunks
 from mlflow_bundle.tracking.rest._expected import COMPLETE, DIGEST_TAG, RESTORE_TAG, STARTED, completion, keep_earlier
 from mlflow_bundle.tracking.rest._model_links import ModelLinks, WritableRuns
-from mlflow_bundle.tracking.rest._once import create_once
-from mlflow_bundle.tracking.rest._road import SOURCE_BUNDLE, Server, not_restored, paged, tag_map
+from mlflow_bundle.tracking.rest._once import create_once, delete_once
+from mlflow_bundle.tracking.rest._road import Server, files_besides, not_restored, paged, tag_map
 
 __all__ = ["LoggedModelWriter"]
 
@@ -53,6 +53,7 @@ _MLMODEL_LINE: Final = re.compile(r"^(run_id|model_id|artifact_path):[ \t]*(\S.*
 _PARAMS: Final = 100
 _METRICS: Final = 1_000
 _PAGE: Final = 200
+_ADDED: Final = "metrics of logged models that their runs lack in the archive are added to these runs: a server has no others"
 #: Models that are read back with one request: they bring all their metrics.
 _COMPARED: Final = 50
 
@@ -127,6 +128,12 @@ class LoggedModelWriter:
         made = [job for job in jobs.values() if not job.done and job.result.action != "failed"]
         self._compare_all(made, ids)
         self._guarded(self._complete, [job for job in made if job.result.action != "failed"])
+        gone = [job for job in jobs.values() if job.model.lifecycle_stage == "deleted" and job.result.action == "restored"]
+        for model_id in self._shown(gone):
+            job = next(job for job in gone if job.there == model_id)
+            message = f"the model {model_id} is not deleted at the target"
+            job.result.problems.append(not_restored(job.result, message, code=DIFFERS))
+            job.result.action = "failed"
         for result in results:
             if result.target_id is not None:
                 ids.add("logged_model", result.source_id, result.target_id)
@@ -142,7 +149,7 @@ class LoggedModelWriter:
             pass
 
     def _restored_in(self, experiment_id: str) -> dict[str, _There]:
-        """Models of this archive that the experiment has already, by archived id."""
+        """Archived models that the experiment has already, by archived id."""
         found: dict[str, _There] = {}
         experiment = self._server.get("experiments/get", {"experiment_id": experiment_id})["experiment"]
         for key, value in tag_map(experiment.get("tags", [])).items():
@@ -150,11 +157,11 @@ class LoggedModelWriter:
                 model_id, _, digest = value.partition(" ")
                 found[key.removeprefix(_DELETED)] = _There(model_id, complete=True, deleted=True, digest=digest)
         # What a search shows is not deleted, whatever the experiment says.
-        for model in self._search([experiment_id], f"tags.`{SOURCE_BUNDLE}` = '{self._server.bundle_id}'"):
+        for model in self._search([experiment_id], f"tags.`{_SOURCE_ID}` LIKE '%'"):
             tags = tag_map(model["info"].get("tags", []))
-            if _SOURCE_ID in tags:
+            if (archived := self._server.archived_id(tags, _SOURCE_ID)) is not None:
                 complete, digest = tags.get(RESTORE_TAG) == COMPLETE, tags.get(DIGEST_TAG, "")
-                found[tags[_SOURCE_ID]] = _There(model["info"]["model_id"], complete, digest=digest)
+                found[archived] = _There(model["info"]["model_id"], complete, digest=digest)
         return found
 
     def _search(self, experiment_ids: Sequence[str], text: str) -> Iterator[dict[str, Any]]:
@@ -188,6 +195,8 @@ class LoggedModelWriter:
             self._take_up(job)
             if known.complete:
                 result.notes.append("a logged model of an earlier restore was brought up to date")
+                store = self._server.open_store(str(made["info"].get("artifact_uri", "")), known.model_id)
+                result.notes += files_besides("the logged model", store, job.plan.files)
         self._send_params(model, made)
         self._send_files(job.plan, result, made, ids, open_blob)
         self._send_metrics(job.plan, result, made, ids)
@@ -231,7 +240,7 @@ class LoggedModelWriter:
         body = {key: value for key, value in body.items() if value is not UNSET}
 
         def find() -> dict[str, Any] | None:
-            ours = f"tags.`{SOURCE_BUNDLE}` = '{self._server.bundle_id}' AND tags.`{_SOURCE_ID}` = '{model.model_id}'"
+            ours = f"tags.`{_SOURCE_ID}` = '{model.model_id}'"
             return next(({"model": found} for found in self._search([job.experiment], ours)), None)
 
         return cast("dict[str, Any]", create_once(self._server.client, "logged-models", body, find)["model"])
@@ -284,12 +293,22 @@ class LoggedModelWriter:
                 continue
             missing = [point for point in points if _identity({**point, "run_id": target}) not in there]
             if missing:
-                with self._runs.writable(target):
+                with self._runs.writable(target) as had:
+                    if not had.issuperset(point["key"] for point in missing):
+                        result.notes.append(_ADDED)
                     for some in chunks(missing, _METRICS):
                         self._server.post("runs/log-batch", {"run_id": target, "metrics": some})
 
     def _compare_all(self, jobs: Sequence[_Job], ids: IdMap) -> None:
-        """Read the models back, many at once; what differs is a problem."""
+        """Read the models back; what differs is a problem."""
+        found = self._shown(jobs)
+        for job in jobs:
+            for message in _differences(job, found.get(job.there), ids):
+                job.result.problems.append(not_restored(job.result, message, code=DIFFERS))
+                job.result.action = "failed"
+
+    def _shown(self, jobs: Sequence[_Job]) -> dict[str, dict[str, Any]]:
+        """The models as the target has them, by id there, many asked for at once; it shows no deleted ones."""
         found: dict[str, dict[str, Any]] = {}
 
         def ask(some: Sequence[_Job]) -> list[dict[str, Any]]:
@@ -298,10 +317,7 @@ class LoggedModelWriter:
 
         for models in bounded_map(self._server.executor, ask, chunks(jobs, _COMPARED), self._server.window):
             found |= {model["info"]["model_id"]: model for model in models}
-        for job in jobs:
-            for message in _differences(job, found.get(job.there), ids):
-                job.result.problems.append(not_restored(job.result, message, code=DIFFERS))
-                job.result.action = "failed"
+        return found
 
     def _complete(self, job: _Job) -> None:
         body = {"model_id": job.there, "tags": completion(job.plan.digest)}
@@ -311,7 +327,8 @@ class LoggedModelWriter:
 
     def _delete(self, job: _Job) -> None:
         self._note_deleted(job)
-        self._server.post(f"logged-models/{job.there}", {"model_id": job.there}, method="DELETE")
+        body = {"model_id": job.there}
+        delete_once(lambda: self._server.post(f"logged-models/{job.there}", body, method="DELETE"))
 
     def _note_deleted(self, job: _Job) -> None:
         """Note down what the model became, because nobody is shown a deleted one."""

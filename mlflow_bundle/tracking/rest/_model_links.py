@@ -19,6 +19,7 @@ __all__ = ["ModelLinks", "WritableRuns"]
 class _Run:
     lock: Lock = field(default_factory=Lock)
     deleted: bool | None = None
+    metrics: frozenset[str] = frozenset()
     users: int = 0
 
 
@@ -31,19 +32,21 @@ class WritableRuns:
         self._known: dict[str, _Run] = {}
 
     @contextmanager
-    def writable(self, run_id: str, *, deleted: bool | None = None) -> Iterator[None]:
-        """Hold a run open. ``deleted`` says what it is, where that is known."""
+    def writable(self, run_id: str, *, deleted: bool | None = None) -> Iterator[frozenset[str]]:
+        """Hold a run open. ``deleted`` says what it is, where that is known; else the run is asked for, and the names of the
+        metrics that it had then are given."""
         with self._lock:
             run = self._known.setdefault(run_id, _Run(deleted=deleted))
         with run.lock:
             if run.deleted is None:
-                info = self._server.get("runs/get", {"run_id": run_id})["run"]["info"]
-                run.deleted = info.get("lifecycle_stage") == "deleted"
+                found = self._server.get("runs/get", {"run_id": run_id})["run"]
+                run.deleted = found["info"].get("lifecycle_stage") == "deleted"
+                run.metrics = frozenset(metric["key"] for metric in found.get("data", {}).get("metrics", []))
             if run.deleted and not run.users:
                 self._server.post("runs/restore", {"run_id": run_id})
             run.users += 1
         try:
-            yield
+            yield run.metrics
         finally:
             with run.lock:
                 run.users -= 1

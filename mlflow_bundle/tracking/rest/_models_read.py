@@ -19,7 +19,7 @@ from mlflow_bundle.tracking._port import ROW_SCHEMAS, EntityQuery
 from mlflow_bundle.tracking._rest import API, RefusedError, RestClient
 from mlflow_bundle.tracking.rest._answers import chunks, quoted
 from mlflow_bundle.tracking.rest._features import SourceServer, Workspaced
-from mlflow_bundle.tracking.rest._listing import Answer, listed, pages, record
+from mlflow_bundle.tracking.rest._listing import Answer, listed, pages, record, single
 from mlflow_bundle.tracking.rest._releases import PROMPTS_SINCE, release_of
 
 __all__ = ["LoggedModels", "ModelRegistry"]
@@ -52,6 +52,12 @@ class _List(NamedTuple):
 _REGISTERED: Final = _List(f"{API}registered-models/search", "registered_models", 1_000, ("name",))
 _VERSIONS: Final = _List(f"{API}model-versions/search", "model_versions", 5_000, ("name", "version"))
 _BY_CREATION: Final = ({"field_name": "creation_timestamp", "ascending": True}, {"field_name": "model_id", "ascending": True})
+
+
+class _Place(msgspec.Struct):
+    """The answer of ``model-versions/get-download-uri``."""
+
+    artifact_uri: str | None = None
 
 
 class _Data(msgspec.Struct):
@@ -335,24 +341,24 @@ class ModelRegistry:
             return source or None
         params = {"name": version["name"], "version": version["version"]}
         try:
-            answer: Answer = workspace.client.get_json(f"{API}model-versions/get-download-uri", params)
+            answer: _Place = workspace.client.get_json(f"{API}model-versions/get-download-uri", params, answer=_Place)
         except RefusedError as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             return None
-        return answer.get("artifact_uri")
+        return answer.artifact_uri
 
 
 def _version(asked: tuple[Workspaced, str, int]) -> tuple[Workspaced, Answer] | None:
     """A version; None where it was deleted."""
     workspace, name, number = asked
     try:
-        answer: Answer = workspace.client.get_json(f"{API}model-versions/get", {"name": name, "version": str(number)})
+        params = {"name": name, "version": str(number)}
+        return workspace, single(workspace.client, f"{API}model-versions/get", "model_version", params)
     except RefusedError as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return None
         raise
-    return workspace, answer["model_version"]
 
 
 def _searched(client: RestClient, which: _List, text: str) -> Iterator[Answer]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
@@ -39,12 +39,14 @@ from mlflow_bundle.tracking.rest._answers import (
 from mlflow_bundle.tracking.rest._expected import COMPLETE, DIGEST_TAG, RESTORE_TAG, STARTED, Expected, completion
 from mlflow_bundle.tracking.rest._history import HistoryReader
 from mlflow_bundle.tracking.rest._limits import Limits
-from mlflow_bundle.tracking.rest._once import create_once
+from mlflow_bundle.tracking.rest._once import create_once, delete_once, send_file
 from mlflow_bundle.tracking.rest._points import Batch, Point, PointsDigester, batches, holdable
+from mlflow_bundle.tracking.rest._road import files_besides
 
 __all__ = ["Job", "Restorer"]
 
 _RUN_NAME: Final = "mlflow.runName"
+_SOURCE_STAGE: Final = SOURCE_TAG_PREFIX + "lifecycle_stage"
 
 Item = TypeVar("Item")
 
@@ -78,7 +80,8 @@ class Job:
 class Restorer:
     """Restores runs with the threads of ``executor``, at most ``window`` requests under way.
 
-    ``open_store`` gives the artifact store of a run at the target, by its artifact URI and run id.
+    ``open_store`` gives the artifact store of a run at the target, by its artifact URI and run id. ``revived`` are experiments
+    that were deleted, whose runs are active for a while.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class Restorer:
         limits: Limits,
         window: int,
         open_store: Callable[[str, str], ArtifactStore],
+        revived: Collection[str] = (),
     ) -> None:
         self._client = client
         self._reader = reader
@@ -97,6 +101,7 @@ class Restorer:
         self._limits = limits
         self._window = window
         self._open_store = open_store
+        self._revived = revived
         self._datasets: set[tuple[str, str, str]] = set()
         self._datasets_lock = Lock()
 
@@ -115,6 +120,7 @@ class Restorer:
         self._each(self._finish, jobs)
         self._compare(jobs, sent)
         self._guarded_map(self._compare_file, files)
+        self._each(self._note_files, [job for job in jobs if job.resumed])
         self._each(self._complete, [job for job in jobs if not job.failed])
         self._compare_deleted([job for job in jobs if not job.failed and job.planned.source.lifecycle_stage == "deleted"])
 
@@ -152,24 +158,28 @@ class Restorer:
         job.result.run_id = answer.run_id
         job.artifact_uri = answer.info.artifact_uri or ""
         if not job.expected.name_tag and answer.tag(_RUN_NAME) is not None:
-            self._post("runs/delete-tag", {"run_id": job.run_id, "key": _RUN_NAME})
+            self._delete_tag(job.run_id, _RUN_NAME)
 
     def _take_up(self, job: Job, answer: RunAnswer) -> None:
         """Make a run that is there writable. From now on it is unfinished; source tags of another snapshot go away."""
         job.resumed = True
         job.expected.known_params = frozenset(param.key for param in answer.data.params)
-        if answer.info.lifecycle_stage == "deleted":
+        was, stage = answer.tag(_SOURCE_STAGE), answer.info.lifecycle_stage
+        is_complete = answer.tag(RESTORE_TAG) == COMPLETE and job.planned.experiment_id not in self._revived
+        if is_complete and stage != was == job.planned.source.lifecycle_stage:
+            job.result.notes.append(f"a restored run that was {stage} at the target is {was} again, as in the archive")
+        if stage == "deleted":
             self._post("runs/restore", {"run_id": answer.run_id})
         if answer.tag(RESTORE_TAG) == COMPLETE:
             self._post("runs/set-tag", {"run_id": answer.run_id, "key": RESTORE_TAG, "value": STARTED})
         wanted = {tag.key for tag in job.expected.record.tags} | {DIGEST_TAG}
         for tag in answer.data.tags:
             if tag.key.startswith(SOURCE_TAG_PREFIX) and tag.key not in wanted:
-                self._post("runs/delete-tag", {"run_id": answer.run_id, "key": tag.key})
+                self._delete_tag(answer.run_id, tag.key)
         if answer.info.run_name != job.expected.record.run_name:
             self._post("runs/update", {"run_id": answer.run_id, "run_name": job.expected.record.run_name})
             if not job.expected.name_tag and answer.tag(_RUN_NAME) is None:
-                self._post("runs/delete-tag", {"run_id": answer.run_id, "key": _RUN_NAME})
+                self._delete_tag(answer.run_id, _RUN_NAME)
 
     def _create_once(self, job: Job) -> RunAnswer:
         """Create a run exactly once: when the answer is lost, look whether it was created before asking again."""
@@ -181,6 +191,9 @@ class Restorer:
 
         made: OneRun = create_once(self._client, "runs/create", job.expected.create(), find, answer=OneRun)
         return made.run
+
+    def _delete_tag(self, run_id: str, key: str) -> None:
+        delete_once(lambda: self._post("runs/delete-tag", {"run_id": run_id, "key": key}))
 
     def _post(self, endpoint: str, body: dict[str, Any]) -> None:
         self._client.post_json(API + endpoint, body)
@@ -305,6 +318,10 @@ class Restorer:
         job.result.files += 1
         job.result.file_bytes += size
 
+    def _note_files(self, job: Job) -> None:
+        store = job.store or self._open_store(job.artifact_uri, job.run_id)
+        job.result.notes += files_besides("the run", store, job.planned.files)
+
     def _complete(self, job: Job) -> None:
         self._post("runs/log-batch", {"run_id": job.run_id, "tags": completion(job.planned.digest)})
         if job.planned.source.lifecycle_stage == "deleted":
@@ -320,5 +337,4 @@ class Restorer:
 def _send_file(open_blob: OpenBlob, pair: tuple[Job, Any]) -> None:
     job, (path, size, sha256) = pair
     assert job.store is not None
-    with open_blob(sha256) as content:
-        job.store.write(path, content, size)
+    send_file(job.store, path, size, partial(open_blob, sha256))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from msgspec import UNSET
@@ -25,10 +27,13 @@ from mlflow_bundle.tracking._port import (
     PlannedEntity,
 )
 from mlflow_bundle.tracking._rest import API, RestClient
+from mlflow_bundle.tracking.rest._once import send_file
 
-__all__ = ["SOURCE_BUNDLE", "Server", "not_restored", "paged", "tag_map"]
+__all__ = ["SOURCE_BUNDLE", "Server", "files_besides", "not_restored", "paged", "tag_map"]
 
 SOURCE_BUNDLE: Final = SOURCE_TAG_PREFIX + "bundle_id"
+#: Ids of logged models and evaluation datasets as MLflow makes them.
+_MADE_ID: Final = re.compile(r"[md]-[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,13 @@ class Server:
         kept = {SOURCE_TAG_PREFIX + name: value for name in fields if (value := getattr(record, name)) is not UNSET}
         return {SOURCE_BUNDLE: self.bundle_id, **{key: str(value) for key, value in kept.items()}}
 
+    def archived_id(self, tags: Mapping[str, str], key: str) -> str | None:
+        """The id that the entity with these tags has in an archive, where it came from this one, or from any if MLflow made the
+        id: of those no two in the world are alike."""
+        found = tags.get(key)
+        ours = tags.get(SOURCE_BUNDLE) == self.bundle_id or (found is not None and _MADE_ID.fullmatch(found))
+        return found if ours else None
+
     def send_files(
         self,
         plan: PlannedEntity,
@@ -86,8 +98,7 @@ class Server:
     ) -> None:
         """Write the files of an entity, read them back and compare their digests."""
         for path, size, sha256 in plan.files:
-            with open_blob(sha256) as content:
-                store.write(path, content, size)
+            send_file(store, path, size, partial(open_blob, sha256))
             with store.open(path) as stream:
                 found = file_hex(stream)
             if found != sha256:
@@ -128,3 +139,11 @@ def paged(ask: Callable[[str], Mapping[str, Any]], member: str) -> Iterator[dict
         token = answer.get("next_page_token") or ""
         if not token:
             return
+
+
+def files_besides(of: str, store: ArtifactStore, files: Iterable[tuple[str, int, str]]) -> list[str]:
+    """What to note of files at the target that the archive does not have: nothing is taken away. ``of`` names the owner."""
+    besides = sorted({found.path for found in store.walk()} - {path for path, *_ in files})
+    if len(besides) > 1:
+        return [f"{of} at the target has {len(besides):,} files besides, {besides[0]!r} for example"]
+    return [f"{of} at the target has the file {path!r} besides" for path in besides]

@@ -15,11 +15,11 @@ from msgspec import UNSET
 from mlflow_bundle.entities import Scorer
 from mlflow_bundle.kinds import record_id
 from mlflow_bundle.records import Problem
-from mlflow_bundle.tracking._port import CANNOT_HOLD, EntityResult, IdMap, OpenBlob, PlannedEntity, RestoreOptions
+from mlflow_bundle.tracking._port import CANNOT_HOLD, DIFFERS, EntityResult, IdMap, OpenBlob, PlannedEntity, RestoreOptions
 from mlflow_bundle.tracking._rest import RefusedError
 from mlflow_bundle.tracking.rest._evaluation_common import API3, NO_IDS, expect, loaded, restored_experiment
 from mlflow_bundle.tracking.rest._expected import RESTORE_TAG
-from mlflow_bundle.tracking.rest._once import create_once
+from mlflow_bundle.tracking.rest._once import create_once, delete_once
 from mlflow_bundle.tracking.rest._road import Server, not_restored
 
 __all__ = ["ScorerWriter", "code_problems"]
@@ -83,6 +83,10 @@ class ScorerWriter:
             for number in sorted(placeholders):
                 self._delete(experiment, scorer.scorer_name, number)
         found = self._versions(experiment, scorer.scorer_name) if missing or placeholders else there
+        for number in sorted(placeholders & found.keys()):
+            message = f"version {number}, which held a number free, is not deleted at the target"
+            result.problems.append(not_restored(result, message, code=DIFFERS))
+            result.action = "failed"
         for version in scorer.versions:
             text = found.get(version.scorer_version, {}).get("serialized_scorer")
             if version in missing or text is None:
@@ -108,7 +112,7 @@ class ScorerWriter:
 
     def _delete(self, experiment: str, name: str, number: int) -> None:
         body = {"experiment_id": experiment, "name": name, "version": number}
-        self._server.post("scorers/delete", body, method="DELETE", api=API3)
+        delete_once(lambda: self._server.post("scorers/delete", body, method="DELETE", api=API3))
 
     def _placeholder(self, scorer: Scorer) -> str:
         return json.dumps({"name": scorer.scorer_name, RESTORE_TAG: self._server.bundle_id})

@@ -16,16 +16,17 @@ from mlflow_bundle.entities import Assessment, KeyValue, PromptLink, Trace
 __all__ = [
     "ARCHIVE_LOCATION",
     "ARTIFACT_LOCATION",
+    "SIZE_STATS",
     "SOURCE_RUN",
     "SPANS_LOCATION",
     "OldTrace",
     "OldTracePage",
     "OneOldTrace",
     "OneTrace",
-    "PromptVersions",
     "TraceAnswer",
     "TraceInfos",
     "TracePage",
+    "announced_spans",
     "as_milliseconds",
 ]
 
@@ -33,12 +34,26 @@ ARTIFACT_LOCATION: Final = "mlflow.artifactLocation"
 SPANS_LOCATION: Final = "mlflow.trace.spansLocation"
 ARCHIVE_LOCATION: Final = "mlflow.trace.archiveLocation"
 SOURCE_RUN: Final = "mlflow.sourceRun"
+SIZE_STATS: Final = "mlflow.trace.sizeStats"
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND: Final = timedelta(milliseconds=1)
 _ERROR_FIELDS: Final = ("error_code", "error_message", "stack_trace")
 
 Text = str | UnsetType
+
+
+def announced_spans(metadata: Sequence[KeyValue]) -> int:
+    """How many spans a trace had when MLflow's client measured it; 0 where it does not say."""
+    text = next((pair.value for pair in metadata if pair.key == SIZE_STATS), "{}")
+    try:
+        return msgspec.json.decode(text, type=_SizeStats).num_spans
+    except msgspec.DecodeError:
+        return 0
+
+
+class _SizeStats(msgspec.Struct):
+    num_spans: int = 0
 
 
 def as_milliseconds(time: datetime) -> int:
@@ -245,18 +260,6 @@ class OneOldTrace(msgspec.Struct):
     """The answer of ``traces/<id>/info`` of version 2."""
 
     trace_info: OldTrace
-
-
-class _PromptVersion(msgspec.Struct):
-    name: str
-    version: str
-
-
-class PromptVersions(msgspec.Struct):
-    """A page of ``model-versions/search``."""
-
-    model_versions: list[_PromptVersion] = []
-    next_page_token: str = ""
 
 
 def _split(tags: Mapping[str, str]) -> dict[str, Any]:

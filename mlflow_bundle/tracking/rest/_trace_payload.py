@@ -13,6 +13,7 @@ from mlflow_bundle._parallel import bounded_map
 from mlflow_bundle.errors import AuthError, BundleError, ServerError
 from mlflow_bundle.tracking._port import DIFFERS, SOURCE_TAG_PREFIX, ArtifactStore, OpenBlob
 from mlflow_bundle.tracking._rest import RefusedError
+from mlflow_bundle.tracking.rest._once import send_file
 from mlflow_bundle.tracking.rest._otlp import OTLP_HEADERS, UnspeakableError, otlp_request, otlp_span
 from mlflow_bundle.tracking.rest._trace_answers import SPANS_LOCATION
 from mlflow_bundle.tracking.rest._trace_expected import same_span
@@ -123,8 +124,7 @@ class PayloadWriter:
     def _put_file(self, job: TraceJob, store: ArtifactStore, file: tuple[str, int, str], content: Callable[[], Any]) -> None:
         path, size, sha256 = file
         if job.there is None or _digest(store, path) != sha256:
-            with content() as stream:
-                store.write(path, stream, size)
+            send_file(store, path, size, content)
             job.completed = True
         if _digest(store, path) != sha256:
             job.report(f"the file {path!r} was read back from the target with other content", code=DIFFERS, path=path)

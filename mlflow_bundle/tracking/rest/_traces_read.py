@@ -22,19 +22,21 @@ from mlflow_bundle.records import Problem
 from mlflow_bundle.tracking._port import ArtifactStore, EntityQuery
 from mlflow_bundle.tracking._rest import API, RefusedError, RestClient
 from mlflow_bundle.tracking._spans import span_texts, span_values, spans_table
-from mlflow_bundle.tracking.rest._answers import SearchRuns, chunks, quoted, search_runs
+from mlflow_bundle.tracking.rest._answers import SearchRuns, chunks, quoted, run_ids
 from mlflow_bundle.tracking.rest._features import API3, TRACES_3, SourceServer, Workspaced
+from mlflow_bundle.tracking.rest._listing import listed, steady
 from mlflow_bundle.tracking.rest._trace_answers import (
+    SIZE_STATS,
     SOURCE_RUN,
     SPANS_LOCATION,
     OldTrace,
     OldTracePage,
     OneOldTrace,
     OneTrace,
-    PromptVersions,
     TraceAnswer,
     TraceInfos,
     TracePage,
+    announced_spans,
 )
 from mlflow_bundle.tracking.rest._trace_files import PAYLOAD_ENDPOINT, TraceFiles
 
@@ -44,7 +46,7 @@ _SEARCH: Final = f"{API3}traces/search"
 _INFOS: Final = f"{API3}traces/batchGetInfos"
 _TRACES_PER_PAGE: Final = 500
 _TRACES_PER_BATCH: Final = 100
-_RUNS_PER_PAGE: Final = 1_000
+_VERSIONS_PER_PAGE: Final = 1_000
 _EXPERIMENTS_PER_SEARCH: Final = 500
 #: Servers without these know no such links.
 _RUN_LINKS_SINCE: Final = (3, 3)
@@ -62,7 +64,7 @@ _TAG_CHARS: Final = 4_096
 #: Metadata that MLflow writes when it has seen the spans of a trace.
 _SIGNS: Final = frozenset(
     {
-        "mlflow.trace.sizeStats",
+        SIZE_STATS,
         "mlflow.trace.sizeBytes",
         "mlflow.traceInputs",
         "mlflow.traceOutputs",
@@ -162,6 +164,9 @@ class TraceReader:
         self._files = TraceFiles(open_store)
         self._places: dict[str | None, list[str]] = {}
         self._known_links: dict[str | None, _Links] = {}
+        #: How many spans traces say that they have, and those that have fewer.
+        self._announced: dict[str, int] = {}
+        self._fewer: set[str] = set()
         self.problems: list[Problem] = []
         match = re.match(r"(\d+)\.(\d+)", server.client.version())
         self._release = (int(match[1]), int(match[2])) if match else (99, 0)
@@ -174,6 +179,15 @@ class TraceReader:
     def any(self) -> bool:
         """Whether there is a trace."""
         return any(self._with_traces(workspace) for workspace in self._server.workspaces)
+
+    def notes(self) -> list[str]:
+        """What seems to be missing of traces that were given out."""
+        if not self._fewer:
+            return []
+        why = "they were still being written, or some are lost"
+        return [
+            f"{len(self._fewer):,} traces have fewer spans than they say of themselves: {why} (for example {min(self._fewer)})"
+        ]
 
     # -- records -------------------------------------------------------------------------------------------------------
 
@@ -211,7 +225,9 @@ class TraceReader:
                 yield trace
 
     def _look_at(self, trace: Trace) -> None:
-        """Report values that have just the length to which the server cuts longer ones."""
+        """Note how many spans there should be, and report values of just the length to which the server cuts longer ones."""
+        if count := announced_spans(trace.trace_metadata):
+            self._announced[trace.trace_id] = count
         for pairs, chars, what in ((trace.trace_metadata, _METADATA_CHARS, "metadata"), (trace.tags, _TAG_CHARS, "tag")):
             for pair in pairs:
                 if len(pair.value) == chars and not pair.value.endswith(_OWN_CUT):
@@ -338,39 +354,33 @@ class TraceReader:
         return [answer.trace_id for answer in answers if answer.trace_metadata.get(SOURCE_RUN) != run_id]
 
     def _linked(self, workspace: Workspaced, ids: Sequence[str], text: str) -> list[TraceAnswer]:
-        found: dict[str, TraceAnswer] = {}
+        found: list[TraceAnswer] = []
         for group in chunks(ids, _EXPERIMENTS_PER_SEARCH):
-            answers, more = self._page(workspace, group, text=text)
-            while True:
-                found |= {answer.trace_id: answer for answer in answers if isinstance(answer, TraceAnswer)}
-                if not more:
-                    break
-                answers, more = self._page(workspace, group, text=text, token=more)
-        return list(found.values())
+            read = partial(self._pages, workspace, group, text)
+            found += steady(workspace.client, _SEARCH, read, lambda answer: answer.trace_id)
+        return found
+
+    def _pages(self, workspace: Workspaced, ids: Sequence[str], text: str) -> Iterator[list[TraceAnswer]]:
+        token = ""
+        while True:
+            answers, token = self._page(workspace, ids, text=text, token=token)
+            yield [answer for answer in answers if isinstance(answer, TraceAnswer)]
+            if not token:
+                return
 
     def _run_ids(self, workspace: Workspaced) -> Iterator[str]:
         """All runs: a trace may be linked to one of another experiment."""
         for group in chunks(self._experiments(workspace.name), _EXPERIMENTS_PER_SEARCH):
-            token = ""
-            while True:
-                search = SearchRuns(group, run_view_type="ALL", max_results=_RUNS_PER_PAGE, page_token=token)
-                page = search_runs(workspace.client, search)
-                yield from (run.run_id for run in page.runs)
-                token = page.next_page_token
-                if not token:
-                    break
+            search = SearchRuns(group, run_view_type="ALL")
+            yield from run_ids(workspace.client, search)
 
     def _prompt_versions(self, workspace: Workspaced) -> Iterator[tuple[str, str]]:
         """The versions of all prompts, as links spell them."""
-        params = {"filter": "tag.`mlflow.prompt.is_prompt` = 'true'", "max_results": _RUNS_PER_PAGE}
-        token = ""
-        while True:
-            asked = {**params, **({"page_token": token} if token else {})}
-            page: PromptVersions = workspace.client.get_json(f"{API}model-versions/search", asked, answer=PromptVersions)
-            yield from ((one.name, one.version) for one in page.model_versions)
-            token = page.next_page_token
-            if not token:
-                return
+        params = {"filter": "tag.`mlflow.prompt.is_prompt` = 'true'", "max_results": _VERSIONS_PER_PAGE}
+        path, by = f"{API}model-versions/search", ("name", "version")
+        yield from (
+            (one["name"], str(one["version"])) for one in listed(workspace.client, path, "model_versions", params, by=by)
+        )
 
     # -- spans and files -----------------------------------------------------------------------------------------------
 
@@ -417,6 +427,8 @@ class TraceReader:
         spans = fetch_spans(client, trace_id)
         if not spans and not self._never_had_spans(client, trace_id):
             raise ValueError("the server hands out none, and the trace had some")
+        if len(spans) < self._announced.get(trace_id, 0):
+            self._fewer.add(trace_id)
         return spans
 
     def _never_had_spans(self, client: RestClient, trace_id: str) -> bool:

@@ -99,13 +99,21 @@ class VersionSources:
 
     # -- carriers --------------------------------------------------------------------------------------------------
 
-    def _carry(self, plan: PlannedEntity, version: ModelVersion, result: EntityResult, open_blob: OpenBlob) -> str:
-        """A logged model that holds the files of a version whose source was outside of all runs and logged models. The one
-        that an interrupted restore made is taken up."""
+    def is_carried(self, source_id: str, source: str) -> bool:
+        """Whether ``source``, that of a version at the target, is the logged model that holds the files of this version."""
+        model = self._carrier(source_id)
+        return model is not None and source == f"models:/{model}"
+
+    def _carrier(self, source_id: str) -> str | None:
         with self._lock:
             if self._carriers is None:
                 self._carriers = self._search()
-        model = self._carriers.get(result.source_id) or self._create_carrier(version, result)
+            return self._carriers.get(source_id)
+
+    def _carry(self, plan: PlannedEntity, version: ModelVersion, result: EntityResult, open_blob: OpenBlob) -> str:
+        """A logged model that holds the files of a version whose source was outside of all runs and logged models. The one
+        that an interrupted restore made is taken up."""
+        model = self._carrier(result.source_id) or self._create_carrier(version, result)
         result.notes.append("versions with files of their own got a logged model in the experiment 0 that holds them")
         info = self._server.get(f"logged-models/{model}")["model"]["info"]
         self._server.send_files(plan, result, self._server.open_store(info["artifact_uri"], model), open_blob)

@@ -9,6 +9,7 @@ the number of that try is used up too.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +23,7 @@ from mlflow_bundle.kinds import record_id
 from mlflow_bundle.tracking._port import DIFFERS, SOURCE_TAG_PREFIX, EntityResult, IdMap, OpenBlob, PlannedEntity
 from mlflow_bundle.tracking._rest import RefusedError
 from mlflow_bundle.tracking.rest._expected import COMPLETE, DIGEST_TAG, RESTORE_TAG, STARTED, completion
-from mlflow_bundle.tracking.rest._once import create_once
+from mlflow_bundle.tracking.rest._once import create_once, delete_once
 from mlflow_bundle.tracking.rest._registry_common import (
     PROMPT_TAG,
     RESERVED_ALIAS,
@@ -40,11 +41,17 @@ __all__ = ["LAST_VERSION", "VersionWriter"]
 #: A tag of the registered model: the number of its last version, where that is a deleted one and nobody is shown it.
 LAST_VERSION: Final = SOURCE_TAG_PREFIX + "last_version"
 _PLACEHOLDER: Final = "placeholder"
+#: The state of a version that may get a number which is not its own, and is deleted then. No version keeps it, so that no user
+#: copies it, and what has it may be deleted.
+_TRYING: Final = "trying"
 _PLACEHOLDER_SOURCE: Final = "s3://mlflow-bundle/placeholder"
 _PROMPT_SOURCE: Final = "prompt-template"
 _DELETED: Final = "Deleted_Internal"
 _NO_STAGES: Final = (UNSET, "", "None")
+#: The archived id of the version, model and number: a user's copy of it in another model has its tags.
 _SOURCE_VERSION: Final = SOURCE_TAG_PREFIX + "version"
+#: What MLflow writes where a user copies a version; the copy has all tags of that.
+_COPIED_FROM: Final = re.compile(r"models:/.+/\d+")
 #: What says where an archived version lay.
 _PLACES: Final = (SOURCE_TAG_PREFIX + "source", SOURCE_TAG_PREFIX + "run_id")
 _TAKEN: Final = "version-taken"
@@ -138,10 +145,7 @@ class VersionWriter:
         model = self._models.get(results[0].source_id.rpartition("/")[0])
         if model is None:
             return _all_failed(results, "its registered model was not restored")
-        jobs = [
-            _Job(model, plan, result, self._registry.tags(cast("ModelVersion", plan.record), ids, _KEPT))
-            for plan, result in zip(group, results, strict=True)
-        ]
+        jobs = [_Job(model, plan, result, self._tags(plan, ids, result)) for plan, result in zip(group, results, strict=True)]
         guard = self._server.guard
         guard(results[0], lambda: self._look(model, jobs))
         if results[0].action == "failed":
@@ -153,17 +157,29 @@ class VersionWriter:
         guard(results[-1], lambda: self._set_aliases(model, results[-1]))
         return results
 
+    def _tags(self, plan: PlannedEntity, ids: IdMap, result: EntityResult) -> dict[str, str]:
+        return {**self._registry.tags(cast("ModelVersion", plan.record), ids, _KEPT), _SOURCE_VERSION: result.source_id}
+
     def _look(self, model: TargetModel, jobs: Sequence[_Job]) -> None:
         """Find out which numbers are used. What an interrupted restore left unfinished is a placeholder from now on."""
         if model.next is not None:
             return
         model.there = self._registry.versions(model, [job.version.version for job in jobs] if "'" in model.name else ())
         model.used = max(model.used, *model.there, 0)
+        archived = jobs[0].result.source_id.rpartition("/")[0]
         for number, found in list(model.there.items()):
             tags = tag_map(found.get("tags", []))
-            unfinished = tags.get(RESTORE_TAG) in (_PLACEHOLDER, STARTED)
-            if unfinished and tags.get(SOURCE_BUNDLE) == self._server.bundle_id and tags.get(_SOURCE_VERSION) != str(number):
+            is_left = tags.get(RESTORE_TAG) in (_PLACEHOLDER, _TRYING) and tags.get(SOURCE_BUNDLE) == self._server.bundle_id
+            if is_left and not _is_copy(found) and not self._is_ours(found, f"{archived}/{number}"):
                 model.there[number] = {}
+
+    def _is_ours(self, found: Answer, source_id: str) -> bool:
+        """Whether the version at the target is a restore of this archived one. Earlier releases of this tool noted the number
+        alone, which a user's copy in another model may have as well."""
+        tags = tag_map(found.get("tags", []))
+        noted = tags.get(_SOURCE_VERSION)
+        is_it = noted == source_id or (noted == source_id.rpartition("/")[2] and not _is_copy(found))
+        return is_it and tags.get(SOURCE_BUNDLE) == self._server.bundle_id
 
     def _restore(self, job: _Job, ids: IdMap, open_blob: OpenBlob) -> None:
         """Make the version, unless its number is used up already."""
@@ -171,7 +187,7 @@ class VersionWriter:
         result.target_id = f"{model.name}/{number}"
         if found := model.there.get(number):
             tags = tag_map(found.get("tags", []))
-            if (tags.get(SOURCE_BUNDLE), tags.get(_SOURCE_VERSION)) != (self._server.bundle_id, str(number)):
+            if not self._is_ours(found, result.source_id):
                 self._leave_out(job, "the target has another version of this number; numbers are kept exactly")
             elif tags.get(RESTORE_TAG) == COMPLETE and tags.get(DIGEST_TAG, "") == job.plan.digest:
                 result.action = "there"
@@ -204,10 +220,20 @@ class VersionWriter:
             self._server.post("model-versions/update", body, method="PATCH")
         if (found.get("current_stage") or "None") != (job.version.current_stage or "None"):
             self._set_stage(job)
-        if job.plan.files:
-            self._sources.of(job.plan, job.version, result, ids, open_blob)
-        if tags.get(RESTORE_TAG) == COMPLETE:
+        self._compare_place(job, found, ids, open_blob)
+        if tags.get(RESTORE_TAG) == COMPLETE and result.action != "failed":
             result.notes.append("a model version of an earlier restore was brought up to date")
+
+    def _compare_place(self, job: _Job, found: Answer, ids: IdMap, open_blob: OpenBlob) -> None:
+        """Send the files of a version that is there to where it says that they are. It never says another place again."""
+        if job.plan.files and not self._sources.is_carried(job.result.source_id, str(found.get("source", ""))):
+            message = f"its files have no place: the one at the target names {found.get('source')!r}, which cannot be changed"
+            job.result.problems.append(not_restored(job.result, message, code=DIFFERS))
+            job.result.action = "failed"
+            return
+        where = self._sources.of(job.plan, job.version, job.result, ids, open_blob)
+        is_elsewhere = where["source"] != found.get("source")
+        job.made = self._without_model(job, where) if is_elsewhere and self._sources.is_dead(where) else where
 
     def _leave_out(self, job: _Job, message: str) -> None:
         job.result.problems.append(not_restored(job.result, message, code=_TAKEN))
@@ -291,12 +317,8 @@ class VersionWriter:
         return body
 
     def _delete(self, model: TargetModel, number: int) -> None:
-        try:
-            self._server.post("model-versions/delete", {"name": model.name, "version": str(number)}, method="DELETE")
-        except RefusedError as error:
-            # A request that was repeated finds that its first try has done it.
-            if error.error_code != _MISSING:
-                raise
+        body = {"name": model.name, "version": str(number)}
+        delete_once(lambda: self._server.post("model-versions/delete", body, method="DELETE"))
 
     def _placeholder(self, model: TargetModel) -> dict[str, Any]:
         tags = {RESTORE_TAG: _PLACEHOLDER, SOURCE_BUNDLE: self._server.bundle_id}
@@ -308,8 +330,8 @@ class VersionWriter:
     def _body(self, job: _Job, where: Mapping[str, str], *, known: bool) -> dict[str, Any]:
         """The request that creates the version. It is whole with this one request, unless it has a stage or might be deleted
         again, because its number is not the wanted one."""
-        done = known and not job.staged
-        state = completion(job.plan.digest) if done else [KeyValue(key=RESTORE_TAG, value=STARTED)]
+        unfinished = [KeyValue(key=RESTORE_TAG, value=STARTED if known else _TRYING)]
+        state = completion(job.plan.digest) if known and not job.staged else unfinished
         body: dict[str, Any] = {"name": job.model.name, "tags": [*as_list(job.tags), *state], **where}
         for name in ("description", "run_link"):
             if getattr(job.version, name):
@@ -386,6 +408,12 @@ def _all_failed(results: Sequence[EntityResult], message: str, *, before: Sequen
         result.action = "failed"
         result.problems.append(not_restored(result, message))
     return [*before, *results]
+
+
+def _is_copy(found: Answer) -> bool:
+    """Whether a user copied this version at the target from another one, with all its tags."""
+    source = str(found.get("source", ""))
+    return bool(_COPIED_FROM.fullmatch(source)) and tag_map(found.get("tags", [])).get(_PLACES[0]) != source
 
 
 def _differences(job: _Job, found: Answer) -> list[str]:

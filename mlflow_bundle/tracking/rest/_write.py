@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from itertools import starmap
 from typing import Any, Final
 
 import pyarrow as pa
-from msgspec import UNSET
 
-from mlflow_bundle._codec import encode
-from mlflow_bundle._digests import hex_of
 from mlflow_bundle._parallel import bounded_map
-from mlflow_bundle.errors import ServerError
-from mlflow_bundle.records import Experiment, KeyValue, Problem, Record, Run, Source
+from mlflow_bundle.records import Experiment, Problem, Record, Run, Source
 from mlflow_bundle.tracking._port import (
+    DIFFERS,
     SOURCE_TAG_PREFIX,
     ArtifactStore,
     EntityResult,
@@ -28,12 +27,14 @@ from mlflow_bundle.tracking._port import (
     RestoreOptions,
     RunResult,
     TargetExperiment,
+    run_problem,
 )
-from mlflow_bundle.tracking._rest import API, RefusedError, RestClient
+from mlflow_bundle.tracking._rest import API, RestClient
 from mlflow_bundle.tracking.artifacts import artifact_store
-from mlflow_bundle.tracking.rest._answers import RunAnswer, SearchRuns, all_runs, experiments
+from mlflow_bundle.tracking.rest._answers import RunAnswer, SearchRuns, all_runs, chunks, experiments
 from mlflow_bundle.tracking.rest._entity_write import EntityWriter
-from mlflow_bundle.tracking.rest._expected import COMPLETE, DIGEST_TAG, RESTORE_TAG, expect, keep_earlier
+from mlflow_bundle.tracking.rest._expected import COMPLETE, DIGEST_TAG, RESTORE_TAG, expect
+from mlflow_bundle.tracking.rest._experiments_write import ExperimentWriter
 from mlflow_bundle.tracking.rest._history import HistoryReader
 from mlflow_bundle.tracking.rest._limits import Limits
 from mlflow_bundle.tracking.rest._restore import Job, Restorer
@@ -49,6 +50,10 @@ _SOURCE_EXPERIMENT: Final = SOURCE_TAG_PREFIX + "experiment_id"
 _SOURCE_BUNDLE: Final = SOURCE_TAG_PREFIX + "bundle_id"
 _SOURCE_RUN: Final = SOURCE_TAG_PREFIX + "run_id"
 _SOURCE_STAGE: Final = SOURCE_TAG_PREFIX + "lifecycle_stage"
+#: Every run of any archive.
+_RESTORED: Final = f"tags.`{_SOURCE_RUN}` LIKE '%'"
+#: New experiments that are searched at a time.
+_EXPERIMENTS: Final = 50
 
 
 class RestTarget:
@@ -80,6 +85,8 @@ class RestTarget:
         self._window = 2 * threads
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="mlflow-bundle-restore")
         self._reader = HistoryReader(self._client, threads=min(threads, 4))
+        #: Experiments that were deleted and are writable until ``finish_experiment``.
+        self._revived: set[str] = set()
         self._restorer = Restorer(
             self._client,
             self._reader,
@@ -87,15 +94,22 @@ class RestTarget:
             limits=self._limits,
             window=self._window,
             open_store=self._store,
+            revived=self._revived,
         )
         self._entities = EntityWriter(
             Server(self._client, self._executor, self._window, bundle_id, self._store),
             doomed_experiments=lambda: self._doomed,
         )
-        #: Experiments that were deleted and are writable until ``finish_experiment``.
-        self._revived: set[str] = set()
+        self._experiments = ExperimentWriter(self._client, limits=self._limits, bundle_id=bundle_id, tell=self._tell)
         #: Experiments that ``finish_experiment`` will delete.
         self._doomed: set[str] = set()
+        #: Experiments that were deleted when they were listed.
+        self._deleted: set[str] = set()
+        #: Experiments that were made.
+        self._new: set[str] = set()
+        #: The archived ids of runs that were made, by experiment, and the runs of those that are there more than once.
+        self._made: dict[str, set[str]] = defaultdict(set)
+        self._doubles: dict[str, list[str]] = {}
         self.notes: list[str] = []
 
     @property
@@ -119,6 +133,8 @@ class RestTarget:
     def _target_experiment(self, experiment: Experiment) -> TargetExperiment:
         tags = {tag.key: tag.value for tag in experiment.tags}
         ours = tags.get(_SOURCE_BUNDLE) == self._bundle_id
+        if experiment.lifecycle_stage == "deleted":
+            self._deleted.add(experiment.experiment_id)
         return TargetExperiment(
             experiment.experiment_id,
             experiment.name,
@@ -145,25 +161,39 @@ class RestTarget:
         if len(source_run_ids) <= _FEW_RUNS:
             filters = [f"tags.`{_SOURCE_RUN}` = '{run_id}'" for run_id in source_run_ids]
         else:
-            filters = [f"tags.`{_SOURCE_RUN}` LIKE '%'"]
-        wanted = set(source_run_ids)
+            filters = [_RESTORED]
         found: dict[str, RestoredRun] = {}
-        for answer in self._search(experiment_id, filters):
-            source = answer.tag(_SOURCE_RUN) or ""
-            complete = self._is_complete(answer, experiment_id)
-            if source in wanted and (complete or source not in found):
-                found[source] = RestoredRun(answer.run_id, complete, answer.tag(DIGEST_TAG) or "")
+        for source, run in self._ours([experiment_id], filters, set(source_run_ids)):
+            known = found.get(source)
+            if known is None or (run.deleted, not run.complete) < (known.deleted, not known.complete):
+                found[source] = run
         return found
 
-    def _is_complete(self, answer: RunAnswer, experiment_id: str) -> bool:
-        if answer.tag(RESTORE_TAG) != COMPLETE:
-            return False
-        # Interrupted between the last tag and the deletion; in a revived experiment everything is active for a while.
-        undeleted = answer.tag(_SOURCE_STAGE) == "deleted" and answer.info.lifecycle_stage == "active"
-        return not undeleted or experiment_id in self._revived
+    def _ours(
+        self, experiment_ids: Sequence[str], filters: Sequence[str], wanted: Collection[str]
+    ) -> Iterator[tuple[str, RestoredRun]]:
+        """The runs that come from the archived ones that are ``wanted``, and remember of which there are several."""
+        alike: dict[tuple[str, str], list[str]] = defaultdict(list)
+        for answer in self._search(experiment_ids, filters):
+            source = answer.tag(_SOURCE_RUN) or ""
+            if source in wanted:
+                run = self._restored_run(answer)
+                if not run.deleted:
+                    alike[answer.info.experiment_id, source].append(run.run_id)
+                yield source, run
+        self._doubles |= {source: runs for (_, source), runs in alike.items() if len(runs) > 1}
 
-    def _search(self, experiment_id: str, filters: Sequence[str], view: str = "ALL") -> Iterator[RunAnswer]:
-        searches = [SearchRuns([experiment_id], filter=text, run_view_type=view) for text in filters]
+    def _restored_run(self, answer: RunAnswer) -> RestoredRun:
+        # Interrupted between the last tag and the deletion; in a revived experiment everything is active for a while.
+        was, stage, place = answer.tag(_SOURCE_STAGE), answer.info.lifecycle_stage, answer.info.experiment_id
+        is_undeleted = (was, stage) == ("deleted", "active") and place not in self._revived
+        # With a deleted experiment its runs come back.
+        is_gone = (was, stage) == ("active", "deleted") and place not in self._deleted
+        complete = answer.tag(RESTORE_TAG) == COMPLETE and not is_undeleted
+        return RestoredRun(answer.run_id, complete, answer.tag(DIGEST_TAG) or "", deleted=is_gone)
+
+    def _search(self, experiment_ids: Sequence[str], filters: Sequence[str], view: str = "ALL") -> Iterator[RunAnswer]:
+        searches = [SearchRuns(list(experiment_ids), filter=text, run_view_type=view) for text in filters]
         for answers in bounded_map(self._executor, partial(all_runs, self._client), searches, self._window):
             yield from answers
 
@@ -181,66 +211,14 @@ class RestTarget:
         experiment are never changed: a difference becomes one of ``notes``. A deleted one is restored until
         ``finish_experiment``.
         """
-        digest = hex_of(encode(experiment))
-        tags = {tag.key: tag.value for tag in experiment.tags if self._limits.experiment_tag(tag) is None}
-        ours = self._source_tags(experiment)
-        keep_earlier(tags, ours)
-        tags |= ours
-        made = {**tags, DIGEST_TAG: digest}
-        there = self._create_experiment(name, made) if existing is None else existing.experiment_id
+        there = self._experiments.place(experiment, name=name, existing=existing)
+        if existing is None:
+            self._new.add(there)
         if experiment.lifecycle_stage == "deleted":
             self._doomed.add(there)
-        if existing is None:
-            return there
-        if existing.lifecycle_stage == "deleted":
-            self._post("experiments/restore", {"experiment_id": there})
+        if existing is not None and existing.lifecycle_stage == "deleted":
             self._revived.add(there)
-        present = self._experiment_tags(there)
-        is_old = present.get(DIGEST_TAG, digest) != digest
-        # The digest comes last: where this is interrupted, the next restore does it again.
-        for key, value in (made if is_old else tags).items():
-            if key not in present or (is_old and present[key] != value):
-                self._post("experiments/set-experiment-tag", {"experiment_id": there, "key": key, "value": value})
-            elif present[key] != value:
-                self.notes.append(f"the experiment {existing.name!r} keeps its own value of the tag {key!r}")
         return there
-
-    def _source_tags(self, experiment: Experiment) -> dict[str, str]:
-        kept: dict[str, object] = {
-            "experiment_id": experiment.experiment_id,
-            "bundle_id": self._bundle_id,
-            "creation_time": experiment.creation_time,
-            "last_update_time": experiment.last_update_time,
-            "lifecycle_stage": experiment.lifecycle_stage,
-            "artifact_location": experiment.artifact_location,
-            "workspace": experiment.workspace if experiment.workspace != "default" else UNSET,
-        }
-        for tag in experiment.tags:
-            if tag.key == "mlflow.trace.archiveNow":
-                kept["tags." + tag.key] = tag.value
-        return {SOURCE_TAG_PREFIX + key: str(value) for key, value in kept.items() if value is not UNSET}
-
-    def _create_experiment(self, name: str, tags: Mapping[str, str]) -> str:
-        """Create an experiment; when the answer is lost, see whether it is there before asking again."""
-        body = {"name": name, "tags": [KeyValue(key=key, value=value) for key, value in tags.items()]}
-        try:
-            answer = self._client.post_json(f"{API}experiments/create", body)
-        except RefusedError as error:
-            if error.error_code == "RESOURCE_ALREADY_EXISTS":
-                # The first try of a repeated request may have made it, under the tags that it sent.
-                return self._made_by_us(name, tags, error)
-            raise
-        return str(answer["experiment_id"])
-
-    def _made_by_us(self, name: str, tags: Mapping[str, str], error: ServerError) -> str:
-        answer = self._client.get_json(f"{API}experiments/get-by-name", {"experiment_name": name})["experiment"]
-        if {tag["key"]: tag["value"] for tag in answer.get("tags", [])} != tags:
-            raise error
-        return str(answer["experiment_id"])
-
-    def _experiment_tags(self, experiment_id: str) -> dict[str, str]:
-        answer = self._client.get_json(f"{API}experiments/get", {"experiment_id": experiment_id})
-        return {tag["key"]: tag.get("value", "") for tag in answer["experiment"].get("tags", [])}
 
     def restore(self, runs: Sequence[PlannedRun], metrics: Iterator[pa.Table], open_blob: OpenBlob) -> list[RunResult]:
         """Write these runs, read them back, compare, and mark them complete. See ``MlflowTarget.restore``.
@@ -256,6 +234,9 @@ class RestTarget:
             )
             for planned in runs
         ]
+        for planned in runs:
+            if planned.target_run_id is None:
+                self._made[planned.experiment_id].add(planned.source.run_id)
         self._restorer.restore(jobs, metrics, open_blob)
         return [job.result for job in jobs]
 
@@ -263,21 +244,22 @@ class RestTarget:
         """Set what must come last: the deleted state of the experiment, and of its runs where that changed them."""
         if experiment.lifecycle_stage == "deleted":
             active = self._staged(experiment_id, "active", "ACTIVE_ONLY")
-            self._post("experiments/delete", {"experiment_id": experiment_id})
+            self._experiments.set_stage(experiment_id, "deleted")
             # Deleting an experiment deletes its runs; a few may be active in it nevertheless.
             endpoint, changed = "runs/restore", active
         elif experiment_id in self._revived:
             endpoint, changed = "runs/delete", self._staged(experiment_id, "deleted", "ACTIVE_ONLY")
         else:
-            return
+            endpoint, changed = "", []
         for _ in bounded_map(self._executor, lambda run_id: self._post(endpoint, {"run_id": run_id}), changed, self._window):
             pass
         self._revived.discard(experiment_id)
+        self._experiments.finished(experiment, experiment_id)
 
     def _staged(self, experiment_id: str, stage: str, view: str) -> list[str]:
         """Complete runs of the archive that were in this lifecycle stage there."""
         filters = [f"tags.`{_SOURCE_STAGE}` = '{stage}' AND tags.`{RESTORE_TAG}` = '{COMPLETE}'"]
-        return [answer.run_id for answer in self._search(experiment_id, filters, view)]
+        return [answer.run_id for answer in self._search([experiment_id], filters, view)]
 
     def kinds(self) -> frozenset[str]:
         """The kinds beside experiments and runs that this server can hold."""
@@ -306,13 +288,28 @@ class RestTarget:
         return self._entities.link_runs(runs, ids)
 
     def after_deletions(self) -> list[EntityResult]:
-        """Finish what had to wait until runs and experiments are deleted. See ``EntityWriter.after_deletions``."""
-        return self._entities.after_deletions()
+        """Finish what had to wait until runs and experiments are deleted (see ``EntityWriter.after_deletions``), and read the
+        experiments back. Tell which runs are there twice, because of another unpack at the same time or at any time before."""
+        self._look_for_doubles()
+        return [*self._entities.after_deletions(), *self._experiments.check(), *starmap(_twice, self._doubles.items())]
+
+    def _look_for_doubles(self) -> None:
+        """Search the target for all runs that were made: another unpack may have made them at the same time. What is in new
+        experiments comes from this one, and so is listed together."""
+        made, self._made = self._made, defaultdict(set)
+        for some in chunks([experiment for experiment in made if experiment in self._new], _EXPERIMENTS):
+            for _ in self._ours(some, [_RESTORED], set().union(*(made[experiment] for experiment in some))):
+                pass
+        for experiment in made.keys() - self._new:
+            self.restored_runs(experiment, sorted(made[experiment]))
 
     def close(self) -> None:
         """Stop the threads. Requests under way are finished first."""
         self._reader.close()
         self._executor.shutdown(cancel_futures=True)
+
+    def _tell(self, note: str) -> None:
+        self.notes.append(note)
 
     def _post(self, endpoint: str, body: Mapping[str, Any]) -> None:
         self._client.post_json(API + endpoint, body)
@@ -325,3 +322,10 @@ class RestTarget:
             artifacts_destination=None,
             storage_options=self._storage_options,
         )
+
+
+def _twice(source_id: str, runs: Sequence[str]) -> EntityResult:
+    """The problem of an archived run that is at the target more than once."""
+    message = f"run {source_id} is at the target {len(runs)} times, as {', '.join(runs)}: delete all of them but one"
+    problems = [run_problem(source_id, message, code=DIFFERS)]
+    return EntityResult(kind="run", source_id=source_id, action="failed", problems=problems)

@@ -24,7 +24,7 @@ from mlflow_bundle.tracking.database._connection import Connection, parse_uri
 from mlflow_bundle.tracking.database._schema import prepare_database
 from mlflow_bundle.tracking.database._write import DatabaseTarget
 from mlflow_bundle.tracking.serve._load import load
-from mlflow_bundle.tracking.serve._whole import is_whole
+from mlflow_bundle.tracking.serve._whole import is_whole, keep
 
 __all__ = ["build"]
 
@@ -75,16 +75,17 @@ class _Scratch(DatabaseTarget):
 
 
 def build(archive: Bundle, path: Path, *, empty: Path, root: str, callback: Callback = DEFAULT_CALLBACK) -> tuple[Problem, ...]:
-    """Make the database ``path``, a new file. ``empty`` is where MLflow's database with nothing in it is kept, made where it is
-    not there. ``root`` is where the new one says that all artifacts lie: below it, as MLflow lays them out. Returns what
-    MLflow's database cannot hold."""
+    """Make the database ``path``, a new file in a folder that nobody else writes into. ``empty`` is where MLflow's database
+    with nothing in it is kept, made where it is not there. ``root`` is where the new one says that all artifacts lie: below
+    it, as MLflow lays them out. Returns what MLflow's database cannot hold."""
     # Seconds, in which this thread mostly waits for SQLite.
     with ThreadPoolExecutor(1, thread_name_prefix="mlflow-bundle-import") as other:
         importing = other.submit(load, _STORE)
-        if not is_whole(empty, thorough=True):
-            empty.unlink(missing_ok=True)
+        if not is_whole(empty):
             importing.result()
-            prepare_database(parse_uri(f"sqlite:///{empty}"))
+            made = path.with_name(empty.name)
+            prepare_database(parse_uri(f"sqlite:///{made}"))
+            keep(made, empty)
         shutil.copyfile(empty, path)
         problems = _fill(archive, path, root, callback)
         importing.result()

@@ -18,12 +18,12 @@ from mlflow_bundle._digests import parse_digest
 from mlflow_bundle.plugins._places import cache_folder, remember, unwritable
 from mlflow_bundle.records import Problem
 from mlflow_bundle.tracking.database._revision import head_revision
-from mlflow_bundle.tracking.serve._whole import is_whole
+from mlflow_bundle.tracking.serve._whole import is_whole, keep
 
 __all__ = ["Metadata", "metadata_of"]
 
 #: Counts up when what is written here changes, so that a newer release does not use what an older one made.
-_FORM: Final = 1
+_FORM: Final = 2
 _HOMES: Final = (
     "SELECT workspace FROM experiments UNION SELECT workspace FROM registered_models"
     " UNION SELECT workspace FROM evaluation_datasets"
@@ -82,7 +82,7 @@ def metadata_of(archive: Bundle, *, cache: Path | None = None, callback: Callbac
 
         empty = path.with_name(f"empty-{head}.db")
         problems = build(archive, work / "mlflow.db", empty=empty, root=f"mlflow-bundle://{digest}", callback=callback)
-        (work / "mlflow.db").replace(path)
+        keep(work / "mlflow.db", path)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return Metadata(path, made=True, problems=problems, damaged=damaged)

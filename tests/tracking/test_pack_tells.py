@@ -1,0 +1,203 @@
+"""Defects that a pack answered with success: something was missing, cut or altered, and no problem or note said so."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities.span import Span
+from mlflow.tracing.otel.otel_archival import spans_to_traces_data_pb
+
+from mlflow_bundle import open as open_bundle
+from mlflow_bundle import verify
+from mlflow_bundle.errors import BundleError
+from mlflow_bundle.tracking import pack
+from tests.fixtures.server import MlflowServer
+from tests.tracking.http_peer import forward, serve
+from tests.tracking.moving import execute, rows
+
+
+def told(bundle: Path, uri: str) -> bool:
+    """Whether a pack says that something is missing: it raises, or is partial, or has a note."""
+    try:
+        report = pack(bundle=bundle, tracking_uri=uri)
+    except BundleError:
+        return True
+    # A note about the folder of artifacts, which no test here makes, says nothing of what was lost.
+    return report.state != "complete" or any("does not exist on this machine" not in note for note in report.notes)
+
+
+def a_trace(uri: str) -> str:
+    """A trace of three spans in a database; its id."""
+    mlflow.set_tracking_uri(uri)
+    with mlflow.start_span("root") as root:
+        for name in ("one", "two"):
+            with mlflow.start_span(name):
+                pass
+    mlflow.flush_trace_async_logging()
+    return str(root.trace_id)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lacks", ["file", "rows"])
+def test_archived_spans_that_file_and_rows_do_not_both_have_are_told(empty_mlflow: str, tmp_path: Path, lacks: str) -> None:
+    """A span that only the file has, which MLflow shows, is archived or told of; so is one that only a row names."""
+    trace_id = a_trace(empty_mlflow)
+    found = [
+        Span.from_dict(json.loads(text)) for (text,) in rows(empty_mlflow, "SELECT content FROM spans ORDER BY name = 'two'")
+    ]
+    assert len(found) == 3
+    (tmp_path / "traces.pb").write_bytes(spans_to_traces_data_pb(found if lacks == "rows" else found[:2]))
+    execute(
+        empty_mlflow,
+        "UPDATE spans SET content = ''",
+        *(["DELETE FROM spans WHERE name = 'two'"] if lacks == "rows" else []),
+        "UPDATE trace_tags SET value = 'ARCHIVE_REPO' WHERE key = 'mlflow.trace.spansLocation'",
+        f"INSERT INTO trace_tags (key, value, request_id) VALUES ('mlflow.trace.archiveLocation', '{tmp_path}', '{trace_id}')",
+    )
+    if not told(tmp_path / "b", empty_mlflow):
+        with open_bundle(tmp_path / "b") as archive:
+            shown = MlflowClient(empty_mlflow).get_trace(trace_id).data.spans
+            assert len(archive.spans()) == max(len(shown), len(rows(empty_mlflow, "SELECT 1 FROM spans")))
+
+
+def test_an_entity_that_its_own_key_does_not_find_is_told(empty_mlflow: str, tmp_path: Path) -> None:
+    """SQLite keeps bytes in a column of texts: the key is listed, and finds nothing."""
+    execute(empty_mlflow, "INSERT INTO registered_models (name, workspace) VALUES (CAST('m' AS BLOB), 'default')")
+    assert told(tmp_path / "b", empty_mlflow)
+
+
+def test_an_entity_that_an_index_lost_is_told(empty_mlflow: str, tmp_path: Path) -> None:
+    """A damaged index hides a row that the table has. A pack does not say that all is there."""
+    client = MlflowClient(empty_mlflow)
+    experiment = client.create_experiment("one", artifact_location=(tmp_path / "files").as_uri())
+    (tmp_path / "files").mkdir()
+    for name in ("kept", "hidden"):
+        client.create_run(experiment, run_name=name)
+    assert not told(tmp_path / "before", empty_mlflow)
+    _hide(empty_mlflow.removeprefix("sqlite:///"), "runs", "name = 'hidden'")
+    assert told(tmp_path / "b", empty_mlflow)
+
+
+def _hide(path: str, table: str, rows_of: str) -> None:
+    """Let every index of a table be one without these rows."""
+    root = "(SELECT rootpage FROM sqlite_master WHERE name = 'lost')"
+    for (name,) in _ask(path, f"SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = '{table}'"):
+        columns = ", ".join(str(row[2]) for row in _ask(path, f'PRAGMA index_info("{name}")'))
+        _ask(
+            path,
+            f"CREATE TABLE other AS SELECT * FROM {table} WHERE NOT ({rows_of})",
+            f"CREATE INDEX lost ON other ({columns})",
+        )
+        _ask(
+            path,
+            "PRAGMA writable_schema = 1",
+            f"UPDATE sqlite_master SET rootpage = {root} WHERE name = '{name}'",
+            "DELETE FROM sqlite_master WHERE name IN ('other', 'lost')",
+        )
+
+
+def _ask(path: str, *statements: str) -> list[tuple[object, ...]]:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        return [connection.execute(statement).fetchall() for statement in statements][-1]
+
+
+def test_traces_of_an_experiment_with_a_negative_id_come_along(empty_mlflow: str, tmp_path: Path) -> None:
+    """Runs and the other kinds understand the same ids of experiments."""
+    execute(
+        empty_mlflow,
+        "INSERT INTO experiments (experiment_id, name, lifecycle_stage, workspace, artifact_location)"
+        f" VALUES (-5, 'odd', 'active', 'default', '{tmp_path}')",
+        "INSERT INTO trace_info (request_id, experiment_id, timestamp_ms, status) VALUES ('tr-1', -5, 1, 'OK')",
+    )
+    report = pack("odd", tmp_path / "b", tracking_uri=empty_mlflow)
+    assert report.counts.get("trace") == 1
+
+
+def test_a_metric_file_that_was_cut_off_is_told(file_store_copy: Path, tmp_path: Path) -> None:
+    """The last line of a metric file without its end may lack its step, or digits of it."""
+    metric = next(path for path in sorted(file_store_copy.rglob("metrics/*")) if path.is_file())
+    with metric.open("ab") as file:
+        file.write(b"1700000000002 0.8")  # of "1700000000002 0.875 12\n"
+    with pytest.raises(BundleError, match=str(metric)):
+        pack(bundle=tmp_path / "b", tracking_uri=str(file_store_copy))
+
+
+@pytest.mark.parametrize("role", ["metrics", "records"])
+def test_a_full_pack_does_not_call_a_damaged_object_complete(empty_mlflow: str, tmp_path: Path, role: str) -> None:
+    """The pack has the right bytes in its hands when it finds an object of the same name and size."""
+    client = MlflowClient(empty_mlflow)
+    experiment = client.create_experiment("one", artifact_location=(tmp_path / "files").as_uri())
+    (tmp_path / "files").mkdir()
+    client.log_metric(client.create_run(experiment).info.run_id, "m", 0.5)
+    pack(bundle=tmp_path / "b", tracking_uri=empty_mlflow)
+    with open_bundle(tmp_path / "b") as archive:
+        path = tmp_path / "b" / next(ref.path for ref in archive.objects if ref.role == role)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 0x40
+    path.chmod(0o644)
+    path.write_bytes(data)
+    try:
+        pack(bundle=tmp_path / "b", tracking_uri=empty_mlflow, full=True)
+    except BundleError:
+        return
+    assert verify(tmp_path / "b").ok
+
+
+def _foreign(path: str) -> Callable[[str, bytes], bool]:
+    return lambda asked, body: path in asked and (b"page_token" in body or "page_token" in asked)
+
+
+@pytest.mark.slow
+def test_a_page_that_is_none_of_mlflows_ends_no_list(server: MlflowServer, tmp_path: Path) -> None:
+    """JSON of somebody else with the status 200, as of a gateway, is no last page of a list."""
+    path = server.backend_store_uri.removeprefix("sqlite:///")
+    names = [(f"model{number:05}", number) for number in range(1_200)]
+    with closing(sqlite3.connect(path, timeout=60)) as connection, connection:
+        connection.executemany(
+            "INSERT INTO registered_models (name, creation_time, last_updated_time, workspace) VALUES (?, ?, 1, 'default')",
+            names,
+        )
+    foreign = _foreign("registered-models/search")
+
+    def answer(method: str, asked: str, body: bytes) -> tuple[int, bytes, int | None]:
+        return (200, b'{"status": "busy"}', None) if foreign(asked, body) else forward(server.url, method, asked, body)
+
+    with serve(answer) as peer:
+        try:
+            report = pack(bundle=tmp_path / "b", tracking_uri=peer.url)
+        except BundleError:
+            return
+        assert report.counts["registered_model"] >= len(names) or report.state != "complete"
+
+
+@pytest.mark.slow
+def test_what_is_deleted_between_two_pages_hides_nothing(server: MlflowServer, tmp_path: Path) -> None:
+    """Pages are cut by position: models that vanish from the first page must not make others fall between the two."""
+    path = server.backend_store_uri.removeprefix("sqlite:///")
+    names = [(f"other{number:05}", number) for number in range(1_200)]
+    with closing(sqlite3.connect(path, timeout=60)) as connection, connection:
+        connection.execute("DELETE FROM registered_models")
+        connection.executemany(
+            "INSERT INTO registered_models (name, creation_time, last_updated_time, workspace) VALUES (?, ?, 1, 'default')",
+            names,
+        )
+    gone = ["other00003", "other00004"]
+
+    def answer(method: str, asked: str, body: bytes) -> tuple[int, bytes, int | None]:
+        if "registered-models/search" in asked and "page_token" in asked:
+            with closing(sqlite3.connect(path, timeout=60)) as connection, connection:
+                connection.executemany("DELETE FROM registered_models WHERE name = ?", [(name,) for name in gone])
+        return forward(server.url, method, asked, body)
+
+    with serve(answer) as peer:
+        pack(bundle=tmp_path / "b", tracking_uri=peer.url)
+    with open_bundle(tmp_path / "b") as archive:
+        found = set(archive.registered_models().column("name").to_pylist())
+    assert {name for name, _ in names} - found - set(gone) == set()
