@@ -88,8 +88,8 @@ def test_nightly_backup(churn: tuple[str, Path], s3_bucket: Bucket, tmp_path: Pa
         assert archive.root_digest in second
     local = tmp_path / "local"
     example("nightly_backup.py", churn[0], str(local), cwd=tmp_path)
-    records = max((local / "objects" / "records").iterdir(), key=lambda path: path.stat().st_size)
-    records.write_bytes(records.read_bytes()[:-1] + b"?")
+    series = max((local / "objects" / "metrics").iterdir(), key=lambda path: path.stat().st_size)
+    series.write_bytes(series.read_bytes()[:-1] + b"?")
     with pytest.raises(AssertionError, match="does not have the SHA-256 of its name"):
         example("nightly_backup.py", churn[0], str(local), cwd=tmp_path)
 
