@@ -110,8 +110,8 @@ def ensure_marker(storage: Storage) -> Marker:
         if storage.size(_layout.README) is None:
             storage.put_bytes(BUNDLE_README.encode(), _layout.README)
         storage.put_bytes(encode(Marker(format=FORMAT, layout=LAYOUT, bundle_id=uuid.uuid4().hex)), _layout.MARKER)
-        # Another writer may have been first.
-        marker = read_marker(storage)
+        # Another writer may have been first, with a marker of its own.
+        marker = marker_to_add_to(storage) or read_marker(storage)
     return marker
 
 

@@ -70,7 +70,7 @@ class Report(Shown):
         """Whether there is no problem. Warnings do not count."""
         return not self.problems
 
-    def require_ok(self, url: str) -> None:
+    def require_ok(self, url: str, *, hint: str = "`mlflow-bundle verify` lists all of it") -> None:
         """Raise for what was found in the bundle at ``url``.
 
         Raises:
@@ -78,7 +78,7 @@ class Report(Shown):
         """
         if self.problems:
             more = f", and {len(self.problems) - 1:,} more" if len(self.problems) > 1 else ""
-            raise CorruptError(f"{url} is damaged: {self.problems[0].message}{more}", hint="verify lists all of it")
+            raise CorruptError(f"{url} is damaged: {self.problems[0].message}{more}", hint=hint)
 
 
 def verify_snapshot(

@@ -129,5 +129,5 @@ def _dry_run(state: State, options: dict[str, Any], artifact_options: dict[str, 
         say(line)
     say(f"would pack {packed} of {clean(where)}; nothing was written")
     if problems:
-        say(f"{plural(len(problems), 'thing')} cannot be read: only --allow-partial packs the rest")
+        say(f"{plural(len(problems), 'thing')} cannot be read: --allow-partial packs the rest")
     return 3 if problems else 0

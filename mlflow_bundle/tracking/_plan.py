@@ -247,31 +247,27 @@ def _placements(
     return placements, problems, notes
 
 
+def _refused(experiment: Experiment, code: str, message: str) -> Problem:
+    """Why an experiment cannot be placed."""
+    source = experiment.experiment_id
+    return Problem(code=code, kind="experiment", id=source, message=message, experiments=(source,))
+
+
 def _taken(experiment: Experiment, name: str) -> Problem:
-    return Problem(
-        code="experiment-name-taken",
-        kind="experiment",
-        id=experiment.experiment_id,
-        message=(
-            f"the experiment {name!r} of the target is a restore of another archived one, which has another name now: rename"
-            f" this one ('{experiment.name}=OTHER')"
-        ),
-        experiments=(experiment.experiment_id,),
+    message = (
+        f"the experiment {name!r} of the target is a restore of another archived one, which has another name now: rename"
+        f" this one ('{experiment.name}=OTHER')"
     )
+    return _refused(experiment, "experiment-name-taken", message)
 
 
 def _collision(experiment: Experiment, name: str, keeper: Named) -> Problem:
     home = experiment.workspace or DEFAULT_WORKSPACE
-    return Problem(
-        code="name-collision",
-        kind="experiment",
-        id=experiment.experiment_id,
-        message=(
-            f"the experiment {name!r} of the workspace {home!r} is left out, because the one of the workspace {keeper.home!r}"
-            f" gets this name: rename it ('{home}/{experiment.name}=OTHER'), or restore it into another workspace"
-        ),
-        experiments=(experiment.experiment_id,),
+    message = (
+        f"the experiment {name!r} of the workspace {home!r} is left out, because the one of the workspace {keeper.home!r}"
+        f" gets this name: rename it ('{home}/{experiment.name}=OTHER'), or restore it into another workspace"
     )
+    return _refused(experiment, "name-collision", message)
 
 
 def _moved(experiments: Sequence[Experiment], homes: Homes) -> list[str]:
@@ -322,14 +318,8 @@ def _same(experiment: Experiment, found: TargetExperiment) -> bool:
 
 
 def _deleted_at_target(placement: Placement) -> Problem:
-    experiment, name = placement.experiment, placement.name
-    return Problem(
-        code="experiment-deleted-at-target",
-        kind="experiment",
-        id=experiment.experiment_id,
-        message=f"the target has a deleted experiment named {name!r}: rename this one, or restore or purge that one",
-        experiments=(experiment.experiment_id,),
-    )
+    message = f"the target has a deleted experiment named {placement.name!r}: rename this one, or restore or purge that one"
+    return _refused(placement.experiment, "experiment-deleted-at-target", message)
 
 
 def _refused_keys(bundle: Bundle, target: MlflowTarget, run_ids: Sequence[str]) -> list[Problem]:

@@ -17,7 +17,10 @@ import pyarrow as pa
 from mlflow_bundle.tracking._port import ROW_SCHEMAS
 
 __all__ = [
+    "ARCHIVED",
+    "IN_DATABASE",
     "SPANS",
+    "SPANS_IN_STORE",
     "SPAN_SIGNS",
     "attribute",
     "hex_id",
@@ -29,6 +32,11 @@ __all__ = [
 ]
 
 SPANS: Final = ROW_SCHEMAS["spans/1"]
+#: What MLflow notes as the place of spans that are in the database, and of those that it moved into a file.
+IN_DATABASE: Final = "TRACKING_STORE"
+ARCHIVED: Final = "ARCHIVE_REPO"
+#: Of both the store of a server hands them out.
+SPANS_IN_STORE: Final = (IN_DATABASE, ARCHIVED)
 #: Metadata that MLflow writes when it has seen the spans of a trace.
 SPAN_SIGNS: Final = ("mlflow.trace.sizeStats", "mlflow.trace.sizeBytes", "mlflow.traceInputs", "mlflow.traceOutputs")
 _STATUS_PREFIX: Final = "STATUS_CODE_"

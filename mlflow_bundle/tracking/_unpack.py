@@ -32,6 +32,9 @@ from mlflow_bundle.tracking._workspaces import Homes
 
 __all__ = ["EntityOutcome", "ExperimentOutcome", "UnpackReport", "restore", "unpack"]
 
+_DAMAGED_HINT: Final = (
+    "`mlflow-bundle verify` lists all of it; --allow-partial restores what comes before it, or does without it"
+)
 _BATCH_RUNS: Final = 500
 _BATCH_POINTS: Final = 2_000_000
 
@@ -112,8 +115,8 @@ def unpack(
     earlier unpack restored, whatever its name is now, or that exists under its name, gets the runs; runs that an earlier
     unpack restored are left alone, unfinished ones are finished. What an unpack of another snapshot restored becomes what this
     one says, so that a newer one brings it up to date: nothing is taken away from it, and what it cannot become (a param has
-    one value for ever, a point stays) is a problem. A database is never changed, only added to: there every difference is a
-    problem or a note.
+    one value for ever, a point stays) is a problem. A database is only added to (and ``online_scoring`` switches on rates that
+    are 0): there every difference is a problem or a note.
 
     Everything goes into the workspace that it is archived from, made where the target lacks it, or all of it into
     ``workspace``; of two experiments or models that would get one name then, one is left out and reported. Webhooks come
@@ -152,7 +155,7 @@ def unpack(
     with open_bundle(bundle, snapshot=snapshot, storage_options=storage_options, limits=limits) as archive:
         if not allow_partial:
             # Else a target would be half-filled before the first object is met that is cut off or lost.
-            archive.verify(level="structure").require_ok(archive.url)
+            archive.verify(level="structure").require_ok(archive.url, hint=_DAMAGED_HINT)
         connect = partial(
             connect_target,
             uri,
@@ -441,7 +444,7 @@ class _Restore:
         noted = self._notes + self._entities.notes
         notes = [
             *plan.notes,
-            *target.notes,
+            *dict.fromkeys(target.notes),
             *(f"{note} ({count:,} times)" if count > 1 else note for note, count in noted.items()),
         ]
         return UnpackReport(

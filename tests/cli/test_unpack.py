@@ -59,7 +59,7 @@ def test_dry_run(command: Command, archived: Archived, tmp_path: Path) -> None:
 
 
 def test_an_archive_that_is_cut_off(command: Command, archived: Archived, tmp_path: Path) -> None:
-    """An object that is cut off is told before anything is written; what is left can be restored when that is asked for."""
+    """An object that is cut off is told before anything is written; what comes before it is restored when that is asked for."""
     bundle, target = tmp_path / "cut", tmp_path / "mlflow.db"
     shutil.copytree(archived.bundle, bundle)
     with mlflow_bundle.open(bundle) as archive:

@@ -239,3 +239,26 @@ def move(source_uri: str, target_uri: str, *, files: bool = False, **options: An
     finally:
         source.close()
         target.close()
+
+
+def hide_rows(path: str, table: str, rows_of: str) -> None:
+    """Let every index of a table be one without these rows."""
+    root = "(SELECT rootpage FROM sqlite_master WHERE name = 'lost')"
+    for (name,) in _ask(path, f"SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = '{table}'"):
+        columns = ", ".join(str(row[2]) for row in _ask(path, f'PRAGMA index_info("{name}")'))
+        _ask(
+            path,
+            f"CREATE TABLE other AS SELECT * FROM {table} WHERE NOT ({rows_of})",
+            f"CREATE INDEX lost ON other ({columns})",
+        )
+        _ask(
+            path,
+            "PRAGMA writable_schema = 1",
+            f"UPDATE sqlite_master SET rootpage = {root} WHERE name = '{name}'",
+            "DELETE FROM sqlite_master WHERE name IN ('other', 'lost')",
+        )
+
+
+def _ask(path: str, *statements: str) -> list[tuple[object, ...]]:
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        return [connection.execute(statement).fetchall() for statement in statements][-1]

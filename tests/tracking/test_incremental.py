@@ -219,7 +219,7 @@ def test_a_damaged_base_is_no_dead_end(tracked: Tracked, tmp_path: Path) -> None
     with bundle.open(tmp_path / "b") as archive:
         view = next(ref for ref in archive.objects if ref.role == "views")
     data = (tmp_path / "b" / view.path).read_bytes()
-    (tmp_path / "b" / view.path).write_bytes(data[:100] + b"\0" + data[101:])
+    (tmp_path / "b" / view.path).write_bytes(data[:100] + bytes([data[100] ^ 1]) + data[101:])
     with pytest.raises(BundleError) as raised:
         tracked.pack(tmp_path / "b")
     assert view.path in raised.value.message

@@ -9,6 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 from mlflow_bundle.tracking._rest import RestClient
 from mlflow_bundle.tracking.rest._features import SourceServer
 from mlflow_bundle.tracking.rest._listing import listed
+from mlflow_bundle.tracking.rest._write import RestTarget
 from tests.tracking.http_peer import serve
 
 _PATH = "/api/2.0/mlflow/things"
@@ -86,3 +87,13 @@ def test_doubts_of_every_workspace_are_notes_of_the_source() -> None:
             server.client.in_workspace(name).doubts.append("something may be missing")
         assert server.notes() == ["something may be missing"]
         server.close()
+
+
+def test_doubts_are_notes_of_a_target() -> None:
+    """What the lists of a target may lack is told by an unpack as it is by a pack."""
+    with serve(lambda *_: (404, b"{}", None)) as peer:
+        client = RestClient(peer.url)
+        target = RestTarget(client, bundle_id="test")
+        client.in_workspace("one").doubts.append("something may be missing")
+        assert target.notes == ["something may be missing"]
+        target.close()

@@ -22,14 +22,13 @@ from mlflow_bundle.tracking.database._schema import prepare_database
 from mlflow_bundle.tracking.database._unread import archived_columns
 from mlflow_bundle.tracking.database._untold import LINKS
 from tests.fixtures.estate import Estate
-from tests.tracking.moving import execute, rows
-from tests.tracking.test_pack_tells import _hide
+from tests.tracking.moving import execute, hide_rows, rows
 
 
 def notes(uri: str) -> list[str]:
     """What is noted of rows without owners when everything is read."""
     with closing(DatabaseSource(uri)) as source:
-        assert list(source.runs(RunQuery())) is not None
+        list(source.runs(RunQuery()))
         return [note for note in source.notes() if "belong to" in note]
 
 
@@ -89,7 +88,7 @@ def test_rows_that_an_index_lost_are_a_problem(empty_mlflow: str, tmp_path: Path
     run = client.create_run(client.create_experiment("one", artifact_location=(tmp_path / "files").as_uri())).info.run_id
     names = ("a", "b")
     client.log_batch(run, [Metric(k, 1, 1, 1) for k in names], [Param(k, "v") for k in names], [RunTag(k, "v") for k in names])
-    _hide(empty_mlflow.removeprefix("sqlite:///"), table, "name = 'one'" if table == "experiments" else "key = 'b'")
+    hide_rows(empty_mlflow.removeprefix("sqlite:///"), table, "name = 'one'" if table == "experiments" else "key = 'b'")
     with pytest.raises(IncompleteError, match=f"table {table} has .* REINDEX {table}"):
         pack(bundle=tmp_path / "b", tracking_uri=empty_mlflow)
 

@@ -15,15 +15,20 @@ from mlflow_bundle._parallel import bounded_map
 from mlflow_bundle.errors import BundleError
 from mlflow_bundle.records import Problem
 from mlflow_bundle.tracking._port import ROW_ORDER, ArtifactStore
-from mlflow_bundle.tracking._spans import SPAN_SIGNS, span_texts, span_values, spans_not_found, spans_table
+from mlflow_bundle.tracking._spans import (
+    ARCHIVED,
+    IN_DATABASE,
+    SPAN_SIGNS,
+    span_texts,
+    span_values,
+    spans_not_found,
+    spans_table,
+)
 from mlflow_bundle.tracking.database._connection import Connection, literals
 from mlflow_bundle.tracking.database._traces_read import LOCATION_TAGS
 
-__all__ = ["ARCHIVED", "ArchivedSpans"]
+__all__ = ["ArchivedSpans"]
 
-#: What MLflow notes as the place of the spans of an archived trace, and of one whose spans are in the database.
-ARCHIVED: Final = "ARCHIVE_REPO"
-_IN_DATABASE: Final = "TRACKING_STORE"
 _SPANS_LOCATION: Final = LOCATION_TAGS["spans_location"]
 _ARCHIVE_LOCATION: Final = LOCATION_TAGS["archive_location"]
 _FILE: Final = "traces.pb"
@@ -92,7 +97,7 @@ class ArchivedSpans:
         """What the tags of these traces say about spans that are not in the database, by tag."""
         found: dict[str, dict[str, str]] = {trace_id: {} for trace_id in ids}
         keys = literals((_SPANS_LOCATION, _ARCHIVE_LOCATION))
-        elsewhere = f"key IN {keys} AND value <> '{_IN_DATABASE}' AND request_id IN {literals(ids)}"
+        elsewhere = f"key IN {keys} AND value <> '{IN_DATABASE}' AND request_id IN {literals(ids)}"
         table = self._db.fetch(f"SELECT request_id, key, value FROM trace_tags WHERE {elsewhere}", _PLACES)
         for trace_id, key, value in zip(*(column.to_pylist() for column in table.columns), strict=True):
             found[trace_id][key] = value

@@ -24,17 +24,15 @@ from mlflow_bundle.entities import (
 )
 from mlflow_bundle.tracking._port import EntityResult, IdMap, PlannedEntity, RestoreOptions
 from mlflow_bundle.tracking._references import EXPERIMENTS_OF_PROMPT, prompt_experiments
+from mlflow_bundle.tracking._spans import ARCHIVED, IN_DATABASE
 from mlflow_bundle.tracking._workspaces import Homes
 from mlflow_bundle.tracking.artifacts._own import own_location
 from mlflow_bundle.tracking.database._connection import Connection, literals
 from mlflow_bundle.tracking.database._derived import scorer_id_of
 from mlflow_bundle.tracking.database._places import Places
 
-__all__ = ["IN_DATABASE", "ExpectedEntities", "location_of"]
+__all__ = ["ExpectedEntities", "location_of"]
 
-#: Where a trace says that its spans are.
-IN_DATABASE: Final = "TRACKING_STORE"
-_ARCHIVED: Final = "ARCHIVE_REPO"
 #: Locations in the artifacts of a logged model or a run, and how the database is asked where those lie.
 _INSIDE: Final = (
     (
@@ -81,7 +79,7 @@ class ExpectedEntities:
             changes["artifact_uri"] = self._places.of_model(record, experiment)
         elif isinstance(record, Trace):
             changes["artifact_uri"] = self._places.of_trace(record, experiment)
-            if record.spans_location == _ARCHIVED:
+            if record.spans_location == ARCHIVED:
                 changes |= {"spans_location": IN_DATABASE, "archive_location": UNSET}
                 result.notes.append("traces that were archived outside of the database have their spans in it again")
         elif isinstance(record, Webhook):

@@ -32,15 +32,16 @@ from mlflow_bundle.tracking._port import (
     PlannedEntity,
     RestoreOptions,
 )
+from mlflow_bundle.tracking._spans import IN_DATABASE
 from mlflow_bundle.tracking._workspaces import Homes
 from mlflow_bundle.tracking.database._connection import Connection, literal
-from mlflow_bundle.tracking.database._entity_expected import IN_DATABASE, ExpectedEntities, location_of
+from mlflow_bundle.tracking.database._entity_expected import ExpectedEntities, location_of
 from mlflow_bundle.tracking.database._entity_limits import EntityLimits
 from mlflow_bundle.tracking.database._entity_read import EntityReader
 from mlflow_bundle.tracking.database._entity_rows import Row, Tables, rows_of
 from mlflow_bundle.tracking.database._files import compare_files, complete_files, write_new_files
 from mlflow_bundle.tracking.database._owned_read import OwnedReader
-from mlflow_bundle.tracking.database._places import Places
+from mlflow_bundle.tracking.database._places import Places, same_place
 from mlflow_bundle.tracking.database._points import model_rows_as_held
 
 __all__ = ["EntityRestorer"]
@@ -188,7 +189,7 @@ class EntityRestorer:
         A registered model of an earlier restore may have changed since, at either end: its new versions are welcome. Online
         scoring that an earlier restore switched off is switched on where that is asked for.
         """
-        if (location := location_of(there)) != location_of(work.expected):
+        if not same_place(location := location_of(there), location_of(work.expected)):
             work.elsewhere = location
         stays = {name: getattr(there, name) for name in KINDS[work.result.kind].locations}
         work.expected = replace(work.expected, **stays)

@@ -13,8 +13,8 @@ from mlflow_bundle.entities import Trace
 from mlflow_bundle.errors import BundleError
 from mlflow_bundle.records import Problem
 from mlflow_bundle.tracking._port import ROW_ORDER, ROW_SCHEMAS, ArtifactStore
-from mlflow_bundle.tracking._spans import span_texts, span_values, spans_table
-from mlflow_bundle.tracking.database._archived_spans import ARCHIVED, ArchivedSpans
+from mlflow_bundle.tracking._spans import SPANS_IN_STORE, span_texts, span_values, spans_table
+from mlflow_bundle.tracking.database._archived_spans import ArchivedSpans
 from mlflow_bundle.tracking.database._connection import Column, Connection, literals
 from mlflow_bundle.tracking.database._traces_read import LOCATION_TAGS
 from mlflow_bundle.tracking.database._wanted import Wanted
@@ -24,7 +24,6 @@ __all__ = ["OwnedReader"]
 #: Owners that are asked for at once: so few rows stay in the caches of a processor.
 _AT_ONCE: Final = 250
 _TRACES_JSON: Final = "traces.json"
-_IN_DATABASE: Final = "TRACKING_STORE"
 #: The columns of the database by those of the tables of an archive.
 _COLUMNS: Final = {
     "model_metrics/1": (
@@ -75,7 +74,7 @@ class OwnedReader:
         without = {trace_id: number for number, trace_id in enumerate(ids, start=first) if number not in there}
         elsewhere = []
         for trace_id, place in self._places(list(without)).items():
-            if place.get("spans_location") not in (_IN_DATABASE, ARCHIVED) and place.get("artifact_uri"):
+            if place.get("spans_location") not in SPANS_IN_STORE and place.get("artifact_uri"):
                 elsewhere.append((without[trace_id], self._from_file(trace_id, place["artifact_uri"])))
         if self._archived:
             self._archived.look_for_signs(without.keys() - {ids[number - first] for number, spans in elsewhere if spans})

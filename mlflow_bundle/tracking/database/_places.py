@@ -12,11 +12,18 @@ from msgspec import UNSET, UnsetType
 from mlflow_bundle.entities import LoggedModel, ModelVersion, Trace
 from mlflow_bundle.kinds import record_id
 from mlflow_bundle.records import Run
+from mlflow_bundle.tracking.artifacts._local import local_path
 from mlflow_bundle.tracking.database._connection import DatabaseUri
 
-__all__ = ["Places"]
+__all__ = ["Places", "same_place"]
 
 _PROXY_SCHEME: Final = "mlflow-artifacts:"
+
+
+def same_place(one: str, other: str) -> bool:
+    """Whether two locations are one: a folder of this machine may be spelt as a path or as a ``file:`` URI."""
+    first, second = (local_path(location) if location.startswith("file:") else location for location in (one, other))
+    return first == second
 
 
 class Places:

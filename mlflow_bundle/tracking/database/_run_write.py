@@ -23,7 +23,7 @@ from mlflow_bundle.tracking._port import CANNOT_HOLD, NOT_RESTORED, ArtifactStor
 from mlflow_bundle.tracking.database._connection import Connection, literal, literals
 from mlflow_bundle.tracking.database._files import FilesFound, compare_files, complete_files, write_new_files
 from mlflow_bundle.tracking.database._limits import Limits
-from mlflow_bundle.tracking.database._places import Places
+from mlflow_bundle.tracking.database._places import Places, same_place
 from mlflow_bundle.tracking.database._points import PointStage
 from mlflow_bundle.tracking.database._read import DatabaseSource
 from mlflow_bundle.tracking.database._rows import append_runs, known_datasets, read_texts
@@ -197,7 +197,8 @@ class RunRestorer:
             if not work.exists:
                 return compare_files(store, files, "run", run.run_id), []
             given = self._places.of_run(work.planned.source, work.planned.experiment_id)
-            elsewhere = (run.artifact_uri or "") if run.artifact_uri != given else ""
+            there = run.artifact_uri or ""
+            elsewhere = "" if same_place(there, given or "") else there
             return complete_files(store, files, open_blob, "run", run.run_id, elsewhere=elsewhere)
 
         for work, (found, problems) in _threaded(verify, [work for work in works if work.planned.files]):

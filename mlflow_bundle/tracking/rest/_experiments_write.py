@@ -22,6 +22,8 @@ from mlflow_bundle.tracking.rest._road import tag_map
 __all__ = ["ExperimentWriter"]
 
 _KIND: Final = "experiment"
+#: Of the source tags those that say which archived experiment it is.
+_IDENTITY: Final = ("bundle_id", "experiment_id")
 _STAGES: Final = {"active": "experiments/restore", "deleted": "experiments/delete"}
 
 
@@ -61,7 +63,9 @@ class ExperimentWriter:
         if existing.lifecycle_stage == "deleted":
             self.set_stage(there, "active")
         present = tag_map(self._get(there).get("tags", []))
-        is_old = present.get(DIGEST_TAG, digest) != digest
+        # What another archive restored is somebody else's, whatever its name is.
+        is_ours = all(present.get(SOURCE_TAG_PREFIX + key) == ours[SOURCE_TAG_PREFIX + key] for key in _IDENTITY)
+        is_old = is_ours and present.get(DIGEST_TAG, digest) != digest
         placed.tags = made if is_old else dict(tags)
         # The digest comes last: where this is interrupted, the next restore does it again.
         for key, value in (made if is_old else tags).items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -45,9 +46,13 @@ def pages(
 
 def single(client: RestClient, path: str, member: str, params: Params | None = None) -> Answer:
     """The object that is the answer's only member, and that must be there."""
-    answer = msgspec.defstruct("Single", [("item", Answer)], rename={"item": member})
-    found: Answer = client.get_json(path, params, answer=answer).item
+    found: Answer = client.get_json(path, params, answer=_with_only(member)).item
     return found
+
+
+@cache
+def _with_only(member: str) -> type[msgspec.Struct]:
+    return msgspec.defstruct("Single", [("item", Answer)], rename={"item": member})
 
 
 def steady(

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, cast
 
 import pyarrow as pa
@@ -195,7 +196,7 @@ class LoggedModelWriter:
             self._take_up(job)
             if known.complete:
                 result.notes.append("a logged model of an earlier restore was brought up to date")
-                store = self._server.open_store(str(made["info"].get("artifact_uri", "")), known.model_id)
+                store = partial(self._server.open_store, str(made["info"].get("artifact_uri", "")), known.model_id)
                 result.notes += files_besides("the logged model", store, job.plan.files)
         self._send_params(model, made)
         self._send_files(job.plan, result, made, ids, open_blob)

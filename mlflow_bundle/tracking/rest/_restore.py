@@ -319,7 +319,9 @@ class Restorer:
         job.result.file_bytes += size
 
     def _note_files(self, job: Job) -> None:
-        store = job.store or self._open_store(job.artifact_uri, job.run_id)
+        def store() -> ArtifactStore:
+            return job.store or self._open_store(job.artifact_uri, job.run_id)
+
         job.result.notes += files_besides("the run", store, job.planned.files)
 
     def _complete(self, job: Job) -> None:

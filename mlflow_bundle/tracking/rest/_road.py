@@ -141,9 +141,14 @@ def paged(ask: Callable[[str], Mapping[str, Any]], member: str) -> Iterator[dict
             return
 
 
-def files_besides(of: str, store: ArtifactStore, files: Iterable[tuple[str, int, str]]) -> list[str]:
+def files_besides(of: str, open_store: Callable[[], ArtifactStore], files: Iterable[tuple[str, int, str]]) -> list[str]:
     """What to note of files at the target that the archive does not have: nothing is taken away. ``of`` names the owner."""
-    besides = sorted({found.path for found in store.walk()} - {path for path, *_ in files})
+    try:
+        there = {found.path for found in open_store().walk()}
+    except BundleError:
+        # A restore does not need the list.
+        return [f"whether {of} at the target has files besides is not known: they cannot be listed from here"]
+    besides = sorted(there - {path for path, *_ in files})
     if len(besides) > 1:
         return [f"{of} at the target has {len(besides):,} files besides, {besides[0]!r} for example"]
     return [f"{of} at the target has the file {path!r} besides" for path in besides]

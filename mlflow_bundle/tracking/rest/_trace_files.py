@@ -15,6 +15,7 @@ from mlflow_bundle.entities import Trace
 from mlflow_bundle.errors import StorageError
 from mlflow_bundle.tracking._port import ArtifactStore, FileInfo
 from mlflow_bundle.tracking._rest import RefusedError, RestClient
+from mlflow_bundle.tracking._spans import SPANS_IN_STORE
 from mlflow_bundle.tracking.artifacts._folders import Folders
 from mlflow_bundle.tracking.artifacts._local import local_path
 from mlflow_bundle.tracking.artifacts._own import NoArtifacts
@@ -27,7 +28,6 @@ TRACE_PAYLOAD: Final = "traces.json"
 PAYLOAD_ENDPOINT: Final = "/ajax-api/2.0/mlflow/get-trace-artifact"
 _ATTACHMENTS: Final = "attachments/"
 _ATTACHMENT: Final = re.compile(rb"mlflow-attachment://([0-9A-Za-z._-]+)")
-_IN_A_STORE: Final = ("TRACKING_STORE", "ARCHIVE_REPO")
 
 
 class TraceFiles:
@@ -74,7 +74,7 @@ class ServedTraceFiles:
         except RefusedError:
             # No such file: the reader of spans says so where that is a loss.
             return
-        if self._trace.spans_location not in _IN_A_STORE:
+        if self._trace.spans_location not in SPANS_IN_STORE:
             yield FileInfo(TRACE_PAYLOAD, len(payload))
         for name in sorted(set(_ATTACHMENT.findall(payload))):
             yield FileInfo(_ATTACHMENTS + name.decode(), -1)

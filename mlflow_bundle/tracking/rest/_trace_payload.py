@@ -13,6 +13,7 @@ from mlflow_bundle._parallel import bounded_map
 from mlflow_bundle.errors import AuthError, BundleError, ServerError
 from mlflow_bundle.tracking._port import DIFFERS, SOURCE_TAG_PREFIX, ArtifactStore, OpenBlob
 from mlflow_bundle.tracking._rest import RefusedError
+from mlflow_bundle.tracking._spans import IN_DATABASE, SPANS_IN_STORE
 from mlflow_bundle.tracking.rest._once import send_file
 from mlflow_bundle.tracking.rest._otlp import OTLP_HEADERS, UnspeakableError, otlp_request, otlp_span
 from mlflow_bundle.tracking.rest._trace_answers import SPANS_LOCATION
@@ -27,9 +28,6 @@ _OTLP: Final = "/v1/traces"
 _EXPERIMENT: Final = "x-mlflow-experiment-id"
 _TRACES_PER_REQUEST: Final = 50
 _CHARS_PER_REQUEST: Final = 4_000_000
-_IN_DATABASE: Final = "TRACKING_STORE"
-#: Where a source has spans that are not in the file.
-_IN_A_STORE: Final = (_IN_DATABASE, "ARCHIVE_REPO")
 
 
 class PayloadWriter:
@@ -42,12 +40,12 @@ class PayloadWriter:
     def choose_road(self, job: TraceJob) -> None:
         """OTLP where it keeps the spans as they are, else the file. What was in the file goes there again."""
         place = job.plan.record.spans_location  # type: ignore[attr-defined]  # it is a trace
-        if place not in _IN_A_STORE:
+        if place not in SPANS_IN_STORE:
             return
         if not job.contents:
-            job.tags[SPANS_LOCATION] = _IN_DATABASE
+            job.tags[SPANS_LOCATION] = IN_DATABASE
             return
-        if place != _IN_DATABASE:
+        if place != IN_DATABASE:
             job.result.notes.append("spans that the source keeps in its archive of traces are in the target's database")
         if self._road.release < OTLP_SINCE:
             self._use_file(job, "the server hands out no spans that came by OTLP")
@@ -59,7 +57,7 @@ class PayloadWriter:
 
     def _use_file(self, job: TraceJob, why: str) -> None:
         job.spans, job.moved = None, True
-        job.tags[SOURCE_TAG_PREFIX + "spans_location"] = str(job.plan.record.spans_location or _IN_DATABASE)  # type: ignore[attr-defined]
+        job.tags[SOURCE_TAG_PREFIX + "spans_location"] = str(job.plan.record.spans_location or IN_DATABASE)  # type: ignore[attr-defined]
         job.result.notes.append(f"spans are kept in {TRACE_PAYLOAD} and not in the database, where no search finds them: {why}")
 
     def send_spans(self, jobs: Sequence[TraceJob]) -> None:

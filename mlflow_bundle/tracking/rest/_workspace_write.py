@@ -78,7 +78,8 @@ class WorkspacesTarget:
         self._placed: dict[str, str] = {}
         self._archived: dict[str, str] = {}
         self._datasets: dict[str, str] = {}
-        self.notes: list[str] = []
+        # What a list of the server may lack is told, too.
+        self.notes = client.doubts
 
     @property
     def description(self) -> Source:

@@ -110,7 +110,8 @@ class RestTarget:
         #: The archived ids of runs that were made, by experiment, and the runs of those that are there more than once.
         self._made: dict[str, set[str]] = defaultdict(set)
         self._doubles: dict[str, list[str]] = {}
-        self.notes: list[str] = []
+        # What a list of the server may lack is told, too.
+        self.notes = self._client.doubts
 
     @property
     def description(self) -> Source:

@@ -53,9 +53,10 @@ class PagesFirst:
             await self._wait(scope, receive, send)
 
     async def _wait(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
-        await asyncio.wait((asyncio.wrap_future(self._loading),))
-        if self._loading.exception() is None:
-            await self._loading.result()(scope, receive, send)
+        loading = asyncio.wrap_future(self._loading)
+        await asyncio.wait((loading,))
+        if loading.exception() is None:
+            await loading.result()(scope, receive, send)
         elif scope["type"] == "http":
             await PlainTextResponse("MLflow's server could not be loaded", 503)(scope, receive, send)
 

@@ -129,10 +129,10 @@ def _run(listener: socket.socket, ready: Callable[[str], object]) -> None:
     server.run(sockets=[listener])
     try:
         app.check()
-    except ModuleNotFoundError as error:
+    except (ImportError, SyntaxError) as error:
         raise UnsupportedError(
             f"the installed MLflow has no server that this release can open an archive in: {error}",
-            hint="pip install --upgrade mlflow",
+            hint="pip install --upgrade mlflow; nothing in PYTHONPATH may stand before what it needs",
         ) from error
     if not server.started:
         raise ServerError("MLflow's server did not start", hint="--debug shows what it said")
