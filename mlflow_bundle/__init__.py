@@ -11,11 +11,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from mlflow_bundle.__about__ import __version__
-from mlflow_bundle._bundle import Bundle, verify
-from mlflow_bundle._bundle import open_bundle as open  # noqa: A004 - read as bundle.open
-from mlflow_bundle._diff import Diff
-from mlflow_bundle._limits import Limits, Targets
-from mlflow_bundle._verify._levels import Report as VerifyReport
 from mlflow_bundle.errors import (
     AuthError,
     BundleError,
@@ -31,10 +26,15 @@ from mlflow_bundle.errors import (
     UnsupportedError,
     UsageError,
 )
-from mlflow_bundle.records import Experiment, Problem, Run, Snapshot
 
 if TYPE_CHECKING:
+    from mlflow_bundle._bundle import Bundle, verify
+    from mlflow_bundle._bundle import open_bundle as open  # noqa: A004 - read as bundle.open
+    from mlflow_bundle._diff import Diff
+    from mlflow_bundle._limits import Limits, Targets
     from mlflow_bundle._report import report_html
+    from mlflow_bundle._verify._levels import Report as VerifyReport
+    from mlflow_bundle.records import Experiment, Problem, Run, Snapshot
     from mlflow_bundle.tracking import PackReport, UnpackReport, diff, pack, unpack
 
 __all__ = [
@@ -71,22 +71,36 @@ __all__ = [
     "verify",
 ]
 
-#: Names that are loaded on first use, and where they live: reading an archive must not pay for the MLflow side.
+#: Names that are loaded on first use, and where they live: reading an archive must not pay for the MLflow side, and the command
+#: can be interrupted while the rest is loaded.
 _LATER = {
-    "PackReport": "mlflow_bundle.tracking",
-    "UnpackReport": "mlflow_bundle.tracking",
-    "diff": "mlflow_bundle.tracking",
-    "pack": "mlflow_bundle.tracking",
-    "report_html": "mlflow_bundle._report",
-    "unpack": "mlflow_bundle.tracking",
+    "Bundle": "_bundle",
+    "Diff": "_diff",
+    "Experiment": "records",
+    "Limits": "_limits",
+    "PackReport": "tracking",
+    "Problem": "records",
+    "Run": "records",
+    "Snapshot": "records",
+    "Targets": "_limits",
+    "UnpackReport": "tracking",
+    "VerifyReport": "_verify._levels:Report",
+    "diff": "tracking",
+    "open": "_bundle:open_bundle",
+    "pack": "tracking",
+    "report_html": "_report",
+    "unpack": "tracking",
+    "verify": "_bundle",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Load what is rarely needed on first use."""
-    if name in _LATER:
-        return getattr(importlib.import_module(_LATER[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Load a name on its first use."""
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, other = _LATER[name].partition(":")
+    found = globals()[name] = getattr(importlib.import_module(f"{__name__}.{module}"), other or name)
+    return found
 
 
 def __dir__() -> list[str]:

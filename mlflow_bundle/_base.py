@@ -118,6 +118,10 @@ class Base:
         owners = np.flatnonzero(np.asarray(counts) > 0)
         return Known(ref, [str(next(digests)) if count else "" for count in counts], _latest(view, owners))
 
+    def has_files(self, kind: str, identity: str) -> bool:
+        """Whether it has files of an entity, readable ones or not."""
+        return (kind, identity) in self._places
+
     def files(self, kind: str, identity: str) -> dict[str, tuple[int, str, str]]:
         """The files of an entity whose store had stamped them: path -> (size in bytes, SHA-256 in hex, stamp)."""
         path, start, count = self._places.get((kind, identity), ("", 0, 0))

@@ -222,18 +222,28 @@ def _read_up_to(content: BinaryIO, size: int) -> bytes:
 
 
 class BlobReader:
-    """Opens contents by their SHA-256, through the index parts of a snapshot. Every content is checked while it is read."""
+    """Opens contents by their SHA-256, through the index parts of a snapshot. Every content is checked while it is read.
 
-    def __init__(self, storage: Storage, index: Sequence[ObjectRef], limits: Limits) -> None:
+    ``rebuilt`` gives what is to be known beside these parts."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        index: Sequence[ObjectRef],
+        limits: Limits,
+        *,
+        rebuilt: Callable[[], Sequence[pa.Table]] = tuple,
+    ) -> None:
         self._storage = storage
         self._limits = limits
         self._index = index
+        self._rebuilt = rebuilt
         self._table: pa.Table | None = None
         self._digests: Digests | None = None
 
     def _load(self) -> tuple[pa.Table, Digests]:
         if self._table is None or self._digests is None:
-            tables = [read_index(self._storage, ref, self._limits) for ref in self._index]
+            tables = [*(read_index(self._storage, ref, self._limits) for ref in self._index), *self._rebuilt()]
             table = pa.concat_tables(tables) if tables else INDEX_SPEC.schema.empty_table()
             table = table.sort_by([("sha256", "ascending"), ("part", "ascending"), ("object", "ascending")])
             self._table, self._digests = table, digest_column(table)

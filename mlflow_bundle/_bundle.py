@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, BinaryIO, Final, Self, cast
 
 import pyarrow as pa
@@ -21,6 +21,7 @@ from mlflow_bundle._manifest import Committed, find_snapshot, objects_of, read_m
 from mlflow_bundle._query import _connect
 from mlflow_bundle._reader import FILES, RUN_COLUMNS, Reader, owner_kind
 from mlflow_bundle._record_tables import record_table, unnested
+from mlflow_bundle._salvage import SalvageReader
 from mlflow_bundle._storage import Storage, open_storage
 from mlflow_bundle._text import age_text, bytes_text, counts_text, plural, time_text
 from mlflow_bundle._verify._levels import Report, unreadable_report, verify_snapshot, verify_storage
@@ -28,7 +29,7 @@ from mlflow_bundle._views import unfolded, wide_runs
 from mlflow_bundle.errors import CorruptError, LimitError, NotFoundError, UsageError
 from mlflow_bundle.records import KINDS, ObjectRef, Record, Run, Snapshot
 
-__all__ = ["Bundle", "open_bundle", "verify"]
+__all__ = ["Bundle", "open_bundle", "salvage", "verify"]
 
 _OF_EXPERIMENT: Final = ("experiment_id", "experiment_name")
 _FILE_COLUMNS: Final = ("owner_id", "path", "size", "sha256", "state")
@@ -97,11 +98,18 @@ class Bundle:
     Everything is read on demand. Use it as a context manager, or ``close`` it.
     """
 
-    def __init__(self, storage: Storage, committed: Committed, *, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        committed: Committed,
+        *,
+        limits: Limits = DEFAULT_LIMITS,
+        damaged: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._storage = storage
         self._committed = committed
         self._limits = limits
-        self._reader = Reader(storage, committed, limits)
+        self._reader = SalvageReader(storage, committed, limits, damaged) if damaged else Reader(storage, committed, limits)
         self._sessions: dict[bool, _connect.Session] = {}
         self._verified: Report | None = None
         self._verified_at = 0
@@ -343,7 +351,8 @@ class Bundle:
     @cached_property
     def blobs(self) -> BlobReader:
         """The file contents of this snapshot, by SHA-256."""
-        return BlobReader(self._storage, self._reader.refs(_layout.INDEX), self._limits)
+        refs = self._reader.refs(_layout.INDEX)
+        return BlobReader(self._storage, refs, self._limits, rebuilt=self._reader.rebuilt_index)
 
     def open_file(self, owner: str, path: str, *, kind: str = "run") -> AbstractContextManager[BinaryIO]:
         """One artifact file of a run, or of an entity of another kind, as a stream; reading it to the end checks its SHA-256.
@@ -422,6 +431,11 @@ class Bundle:
         report = verify_snapshot(self._storage, self._committed, level=level, subset=subset, limits=self._limits)
         self._verified, self._verified_at = report, time.time_ns() // 1_000_000
         return report
+
+
+def salvage(bundle: Bundle, damaged: Mapping[str, str]) -> Bundle:
+    """The same snapshot, read as far as ``damaged`` objects (with the codes of their damage) allow; closed with it."""
+    return Bundle(bundle._storage, bundle._committed, limits=bundle._limits, damaged=damaged)  # noqa: SLF001
 
 
 def _chosen_runs(

@@ -24,7 +24,7 @@ from mlflow_bundle._tables import TableWriter, open_table
 from mlflow_bundle.errors import StorageError
 from mlflow_bundle.records import ObjectRef
 
-__all__ = ["INDEX_SPEC", "Digests", "Extent", "PackBuilder", "Settled", "digest_column", "read_index", "settle"]
+__all__ = ["INDEX_SPEC", "Digests", "Extent", "PackBuilder", "Settled", "digest_column", "index_table", "read_index", "settle"]
 
 INDEX_SPEC: Final = TABLES["index/1"]
 _ZIP_DATE: Final = (1980, 1, 1, 0, 0, 0)
@@ -119,7 +119,7 @@ def settle(
     """
     parts = [_part(storage, ref, used, limits) for ref in old if ref.role == _layout.INDEX]
     parts = [part for part in parts if part.needed.num_rows]
-    fresh = _table(extents)
+    fresh = index_table(extents)
     rows = [*(part.needed for part in parts), fresh]
     wanted = set[str]().union(*map(_objects, rows))
     contents = {ref.path: ref for ref in [*old, *new] if ref.role != _layout.INDEX and ref.path in wanted}
@@ -127,7 +127,7 @@ def settle(
     packs = [ref for ref in contents.values() if ref.role == _layout.PACKS]
     piled = _piled(packs, lambda ref: max(ref.size, ref.rows * entry_bytes), targets.pack_bytes, targets)
     merged = list(_merge_packs(storage, piled, rows, targets))
-    moved = _table([extent for _, found, _ in merged for extent in found])
+    moved = index_table([extent for _, found, _ in merged for extent in found])
     kept = contents.keys() - {ref.path for ref in piled}
     whole = [part for part in parts if part.named <= kept]
     few = {part.ref.path for part in _piled(whole, lambda part: part.needed.num_rows, targets.index_rows, targets)}
@@ -153,7 +153,8 @@ def _part(storage: Storage, ref: ObjectRef, used: Digests, limits: Limits) -> _P
     return _Part(ref, _objects(table), table.filter(pa.array(np.isin(digest_column(table), used))))
 
 
-def _table(extents: Sequence[Extent]) -> pa.Table:
+def index_table(extents: Sequence[Extent]) -> pa.Table:
+    """Rows of the index."""
     columns = zip(*extents, strict=True) if extents else [()] * len(INDEX_SPEC.schema)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, INDEX_SPEC.schema, strict=True)]
     return pa.Table.from_arrays(arrays, schema=INDEX_SPEC.schema)

@@ -26,7 +26,7 @@ from mlflow_bundle._views import ENTITY_VIEW, RUNS_VIEW
 from mlflow_bundle.errors import CorruptError, NotFoundError
 from mlflow_bundle.records import KINDS, ObjectRef, Record, record_id
 
-__all__ = ["FILES", "RUN_COLUMNS", "Place", "Reader", "owner_kind"]
+__all__ = ["FILES", "RUN_COLUMNS", "Loss", "Place", "Reader", "owner_kind"]
 
 FILES: Final = "files/1"
 #: The columns of an entity view that say where the record and the rows lie.
@@ -68,6 +68,14 @@ class Place(NamedTuple):
     rows: int
 
 
+class Loss(NamedTuple):
+    """Rows of an entity in a table that are lost with an object: ``code`` is that of the damage."""
+
+    table: str
+    object: str
+    code: str
+
+
 class Reader:
     """Reads one snapshot on demand. Kinds that own tables are found by their views, the others in their records."""
 
@@ -99,11 +107,26 @@ class Reader:
     def records(self, kind: str) -> Iterator[Record]:
         """The records of a kind in archive order, an object at a time."""
         for ref in self.refs(_layout.RECORDS, kind):
-            data = read_verified(self._storage, ref.path, limit=self.limits.records_bytes, size=ref.size)
-            for line in read_lines(data, name=ref.path, limits=self.limits):
-                if line_kind(line, name=ref.path) != kind:
-                    raise CorruptError(f"{ref.path} holds another kind than {kind}", code="E031")
-                yield decode_record(line, kind, name=ref.path, limits=self.limits)
+            yield from self._records_of(ref, kind)
+
+    def _records_of(self, ref: ObjectRef, kind: str) -> Iterator[Record]:
+        data = read_verified(self._storage, ref.path, limit=self.limits.records_bytes, size=ref.size)
+        for line in read_lines(data, name=ref.path, limits=self.limits):
+            if line_kind(line, name=ref.path) != kind:
+                raise CorruptError(f"{ref.path} holds another kind than {kind}", code="E031")
+            yield decode_record(line, kind, name=ref.path, limits=self.limits)
+
+    def lost_records(self, kind: str) -> int:  # noqa: ARG002
+        """How many records of a kind are lost: none, or reading them raises."""
+        return 0
+
+    def rebuilt_index(self) -> Sequence[pa.Table]:
+        """Rows of the index that are in no object of it."""
+        return ()
+
+    def lost(self, kind: str, identity: str) -> Sequence[Loss]:  # noqa: ARG002
+        """What of the rows of an entity is lost: nothing, or reading them raises."""
+        return ()
 
     def record(self, kind: str, identity: str) -> Record:
         """One record; of a kind that has views without reading the others.
@@ -184,13 +207,17 @@ class Reader:
         Raises:
             NotFoundError: it is not in the snapshot.
         """
-        if kind not in self._rows_by_id:
-            ids = self.view(kind).column("run_id" if kind == "run" else "id").to_pylist()
-            self._rows_by_id[kind] = {name: row for row, name in enumerate(ids)}
-        row = self._rows_by_id[kind].get(identity)
+        row = self.find_row(kind, identity)
         if row is None:
             raise self._unknown(kind, identity)
         return row
+
+    def find_row(self, kind: str, identity: str) -> int | None:
+        """The row of an entity in the view of its kind, if it is there."""
+        if kind not in self._rows_by_id:
+            ids = self.view(kind).column("run_id" if kind == "run" else "id").to_pylist()
+            self._rows_by_id[kind] = {name: row for row, name in enumerate(ids)}
+        return self._rows_by_id[kind].get(identity)
 
     def counts(self, kind: str, table: str, ids: Sequence[str]) -> list[int]:
         """How many rows of a table each of these owners has."""

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from mlflow_bundle import _layout
 from mlflow_bundle._blobs import BlobReader, BlobWriter, KnownDigests
-from mlflow_bundle._index import Extent, _table, _write_index, settle
+from mlflow_bundle._index import Extent, _write_index, index_table, settle
 from mlflow_bundle._limits import DEFAULT_LIMITS, MIB, Limits, Targets
 from mlflow_bundle._storage import Storage, open_storage
 from mlflow_bundle._storage._backend import Staged
@@ -334,7 +334,7 @@ def test_an_unknown_content_is_not_found(storage: Storage) -> None:
 
 def hostile(storage: Storage, *extents: Extent) -> BlobReader:
     """A reader of an index that somebody made up."""
-    return reader(storage, [ref for ref, _ in _write_index(storage, _table(extents), TINY)])
+    return reader(storage, [ref for ref, _ in _write_index(storage, index_table(extents), TINY)])
 
 
 def test_a_hostile_index_reads_nothing_outside(storage: Storage, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -16,7 +17,7 @@ from mlflow_bundle._storage._ranges import TAIL, Pieces, SparseFile
 from mlflow_bundle._storage._remote import RemoteStorage, filesystem_of
 from mlflow_bundle.errors import BundleNotFoundError, UsageError
 
-__all__ = ["TAIL", "Pieces", "SparseFile", "Staged", "Storage", "open_storage"]
+__all__ = ["TAIL", "Pieces", "SparseFile", "Staged", "Storage", "open_storage", "probe_storage"]
 
 _LOCAL: Final = ("file://", "local://")
 _SUFFIX: Final = ".zip"
@@ -36,7 +37,7 @@ def open_storage(
     """
     text = os.fspath(url)
     if not text:
-        raise UsageError("the path of a bundle is empty")
+        raise UsageError("the path of a bundle is empty", hint="name a folder, a URL such as s3://bucket/name, or a .zip file")
     path = _local_path(text)
     if path is None:
         fs, root = filesystem_of(text, storage_options or {})
@@ -51,6 +52,18 @@ def open_storage(
             hint=f"if it is a bundle in one file, let its name end in .mlbundle{_SUFFIX}",
         )
     return LocalStorage(text, path, create=create)
+
+
+def probe_storage(url: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> Storage:
+    """What ``open_storage`` gives with ``create``, or its error. The folders that it made do not stay."""
+    path = _local_path(os.fspath(url))
+    made = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)] if path else []
+    try:
+        return open_storage(url, storage_options=storage_options, create=True)
+    finally:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _local_path(text: str) -> Path | None:

@@ -31,7 +31,8 @@ def appearing(target: Path) -> Iterator[BinaryIO]:
         name.replace(target)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise BundleError(f"{target} cannot be written: {reason}", code="destination", hint="mend it and run again") from error
+        hint = "name a place that can be written and has room, then run again"
+        raise BundleError(f"{target} cannot be written: {reason}", code="destination", hint=hint) from error
     finally:
         if name is not None:
             name.unlink(missing_ok=True)

@@ -42,9 +42,9 @@ class KindName(click.types.StringParamType):
 
 
 def _no_kind(name: str) -> str:
-    if name in _FIRST:
-        return f"{name!r} is listed without --kind: `ls BUNDLE` and `ls BUNDLE EXPERIMENT`"
-    close = difflib.get_close_matches(name, KIND_NAMES, n=3)
+    close = difflib.get_close_matches(name, list(KINDS), n=3)
+    if close and close[0] in _FIRST:
+        return f"every {close[0]} is listed without --kind: `ls BUNDLE` and `ls BUNDLE EXPERIMENT`"
     known = f"did you mean {' or '.join(map(repr, close))}?" if close else f"the kinds are {', '.join(KIND_NAMES)}"
     return f"there is no kind {name!r}; {known}"
 

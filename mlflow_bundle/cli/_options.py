@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeVar
 
@@ -12,6 +13,7 @@ from mlflow_bundle.cli._output import State
 from mlflow_bundle.errors import UsageError
 
 __all__ = [
+    "LocalPath",
     "artifact_storage_option",
     "bundle_argument",
     "common",
@@ -38,6 +40,16 @@ class _Lines(click.types.StringParamType):
 
 
 LINES: Final = _Lines()
+
+
+class LocalPath(click.Path):
+    """A place of this machine, to write to."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path; a URL would be taken for one."""
+        if "://" in os.fspath(value):
+            self.fail(f"{value!r} is a URL, and this is written to a local file or folder only: copy it from there", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def _flag(name: str, value: bool) -> Callable[[click.Context, click.Parameter, bool], None]:

@@ -153,8 +153,14 @@ def table(
 
 
 def problem_lines(problems: Sequence[Problem], *, limit: int | None = SHOWN_PROBLEMS) -> list[str]:
-    """A line for each problem: its code and its sentence; then how many more there are."""
+    """A line for each problem: its code, what it is about and its sentence; then how many more there are."""
     shown = problems if limit is None else problems[:limit]
-    lines = [f"{clean(problem.code)}: {clean(problem.message)}" for problem in shown]
+    lines = [f"{clean(problem.code)}: {_whose(problem)}{clean(problem.message)}" for problem in shown]
     rest = len(problems) - len(shown)
     return [*lines, f"and {count_text(rest)} more; --json lists all"] if rest else lines
+
+
+def _whose(problem: Problem) -> str:
+    """The entity of a problem, where its sentence does not name it."""
+    named = not problem.id or problem.id in problem.message
+    return "" if named else f"{clean(problem.kind.replace('_', ' '))} {clean(problem.id)}: "

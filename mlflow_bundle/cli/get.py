@@ -15,6 +15,7 @@ from mlflow_bundle._unsafe import collisions, why_not_written
 from mlflow_bundle.cli._appearing import appearing
 from mlflow_bundle.cli._contents import Contents
 from mlflow_bundle.cli._options import (
+    LocalPath,
     bundle_argument,
     common,
     options_of,
@@ -45,7 +46,7 @@ class _Copy:
 @click.command()
 @bundle_argument
 @click.argument("path", metavar="PATH")
-@click.argument("destination", metavar="DEST", type=click.Path(path_type=Path))
+@click.argument("destination", metavar="DEST", type=LocalPath(path_type=Path))
 @click.option("--force", is_flag=True, help="Overwrite files that exist.")
 @snapshot_option
 @storage_option

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlflow_bundle._manifest import marker_to_add_to
-from mlflow_bundle._storage import open_storage
+from mlflow_bundle._storage import probe_storage
 from mlflow_bundle.cli._options import (
     artifact_storage_option,
     bundle_argument,
@@ -57,7 +57,7 @@ def pack(state: State, /, bundle: str, *, dry_run: bool, allow_partial: bool, fu
     storage_options = options_of(options.pop("storage_option"))
     artifact_options = options_of(options.pop("artifact_storage_option"), "--artifact-storage-option")
     if dry_run:
-        with closing(open_storage(bundle, storage_options=storage_options)) as storage:
+        with closing(probe_storage(bundle, storage_options=storage_options)) as storage:
             marker_to_add_to(storage)
         return _dry_run(state, options, artifact_options)
     from mlflow_bundle.tracking import pack as pack_bundle  # noqa: PLC0415 - only what needs MLflow's side pays for it

@@ -12,7 +12,15 @@ import pyarrow as pa
 
 from mlflow_bundle._bundle import Bundle, open_bundle
 from mlflow_bundle._query import _files
-from mlflow_bundle.cli._options import bundle_argument, common, options_of, pass_state, snapshot_option, storage_option
+from mlflow_bundle.cli._options import (
+    LocalPath,
+    bundle_argument,
+    common,
+    options_of,
+    pass_state,
+    snapshot_option,
+    storage_option,
+)
 from mlflow_bundle.cli._output import State, plural, put, say
 from mlflow_bundle.cli._results import json_rows, put_csv, put_table
 from mlflow_bundle.errors import UsageError
@@ -26,9 +34,9 @@ _EXAMPLE: Final = "select run_name, metrics['loss'] from runs order by start_tim
 @bundle_argument
 @click.argument("sql", metavar="[SQL]", default="")
 @click.option("--csv", is_flag=True, help="Comma-separated values with a head.")
-@click.option("--parquet", metavar="FILE", type=click.Path(path_type=Path), help="Write the result to a new Parquet file.")
+@click.option("--parquet", metavar="FILE", type=LocalPath(path_type=Path), help="Write the result to a new Parquet file.")
 @click.option(
-    "--export", metavar="FILE", type=click.Path(path_type=Path), help="Write all views as tables to a new DuckDB file; no SQL."
+    "--export", metavar="FILE", type=LocalPath(path_type=Path), help="Write all views as tables to a new DuckDB file; no SQL."
 )
 @click.option("--views", is_flag=True, help="Print the views as SQL for DuckDB without mlflow-bundle; no SQL.")
 @click.option("--all-snapshots", is_flag=True, help="All snapshots; the first column of every view is the snapshot.")

@@ -9,7 +9,15 @@ import click
 
 from mlflow_bundle._bundle import open_bundle
 from mlflow_bundle.cli._appearing import appearing
-from mlflow_bundle.cli._options import bundle_argument, common, options_of, pass_state, snapshot_option, storage_option
+from mlflow_bundle.cli._options import (
+    LocalPath,
+    bundle_argument,
+    common,
+    options_of,
+    pass_state,
+    snapshot_option,
+    storage_option,
+)
 from mlflow_bundle.cli._output import State, bytes_text, clean, put_bytes, say
 from mlflow_bundle.errors import StorageError
 
@@ -18,7 +26,14 @@ __all__ = ["report"]
 
 @click.command()
 @bundle_argument
-@click.option("-o", "--output", metavar="FILE", required=True, help="The page to write, for example report.html; - is stdout.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=LocalPath(readable=False),
+    required=True,
+    help="The page to write, for example report.html; - is stdout.",
+)
 @snapshot_option
 @storage_option
 @common

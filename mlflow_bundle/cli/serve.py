@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlflow_bundle._bundle import open_bundle
 from mlflow_bundle.cli._options import (
     bundle_argument,
     common,
@@ -75,13 +74,13 @@ def serve(
     options = options_of(storage_option)
     folder = cache.expanduser().absolute() if cache is not None else None
     with mlflow_side.listening(host, port) as listener:
-        with open_bundle(bundle, snapshot=snapshot, storage_options=options) as archive:
-            with progress(state, "reading the metadata") as callback:
-                metadata = mlflow_side.metadata_of(archive, cache=folder, callback=callback)
-            shown = archive.snapshot_id
+        with progress(state, "reading the metadata") as callback:
+            metadata = mlflow_side.metadata_of(
+                bundle, snapshot=snapshot, storage_options=options, cache=folder, callback=callback
+            )
 
         def ready(url: str) -> None:
-            _tell(state, url, metadata, shown)
+            _tell(state, url, metadata)
             if not (no_open or state.json) and _has_screen():
                 webbrowser.open(url)
 
@@ -91,19 +90,19 @@ def serve(
             say("stopped")
 
 
-def _tell(state: State, url: str, metadata: Metadata, snapshot: str) -> None:
+def _tell(state: State, url: str, metadata: Metadata) -> None:
     """Where the server is; what a file of MLflow cannot hold is said when the file is made."""
     if state.json:
         problems = plain(metadata.problems)
         made = {"made": metadata.made, "damaged": metadata.damaged, "problems": problems}
-        state.put({"url": url, "tracking_uri": metadata.uri, "snapshot": snapshot, **made})
+        state.put({"url": url, "tracking_uri": metadata.uri, "snapshot": metadata.snapshot, **made})
     else:
         if metadata.damaged:
             say("the metadata in the cache was damaged and has been made anew")
         for line in problem_lines(metadata.problems):
             say(line)
         put(url)
-        say(f"snapshot {clean(snapshot)}, read-only; Ctrl-C stops it")
+        say(f"snapshot {clean(metadata.snapshot)}, read-only; Ctrl-C stops it")
         say(f"without a server: mlflow.set_tracking_uri({metadata.uri!r})")
     flush()
 

@@ -84,7 +84,8 @@ def planned(archive: Bundle, digests: ContentDigests, kind: str, batch: Sequence
                 record=batch[number],
                 rows=rows.get(number),
                 files=tuple(files[ids[number]]),
-                digest=digests.of(batch[number]),
+                files_lost=any(loss.table == _FILES for loss in archive.reader.lost(kind, ids[number])),
+                digest=digests.of_what_is_left(batch[number]),
             )
             for number in range(last, end)
         ]

@@ -73,7 +73,15 @@ def connect_source(
     artifact_storage_options: Mapping[str, Any] | None = None,
     jobs: int | None = None,
 ) -> MlflowSource:
-    """Open a server, a database or a file store for reading."""
+    """Open a server, a database or a file store for reading.
+
+    Raises:
+        UsageError: ``artifacts_destination`` is a folder that does not exist.
+    """
+    if artifacts_destination is not None:
+        from mlflow_bundle.tracking.artifacts import check_destination  # noqa: PLC0415 - most calls name none
+
+        check_destination(artifacts_destination, artifact_storage_options)
     if is_file_store(uri):
         from mlflow_bundle.tracking.filestore._read import FileSource  # noqa: PLC0415 - spares the other roads its imports
 
@@ -123,7 +131,8 @@ def connect_target(
         )
     for name, given in (("artifact_root", artifact_root), ("artifacts_destination", artifacts_destination)):
         if given is not None:
-            raise UsageError(f"{name} is for databases; a tracking server decides where its artifacts lie")
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{name} ({option}) is for databases; a tracking server decides where its artifacts lie")
     from mlflow_bundle.tracking.rest._workspace_write import rest_target  # noqa: PLC0415
 
     return rest_target(uri, bundle_id=bundle_id, storage_options=artifact_storage_options, jobs=jobs, workspace=workspace)

@@ -23,18 +23,24 @@ class ContentDigests:
         self._kinds: dict[str, pa.Array] = {}
 
     def of(self, record: Record) -> str:
-        """SHA-256 in hex of one entity. Equal digests mean that two snapshots say the same of it.
-
-        Raises:
-            NotFoundError: it is not in the snapshot.
-        """
+        """SHA-256 in hex of one entity. Equal digests mean that two snapshots say the same of it. Empty: nobody knows, because
+        the view of the kind is damaged."""
         kind = str(record.__struct_config__.tag)
         if not KINDS[kind].tables:
             return hex_of(encode(record))
         if kind not in self._kinds:
             self._kinds[kind] = self._read(kind)
-        found: bytes = self._kinds[kind][self._reader.row_of(kind, record_id(record))].as_py()
+        row = self._reader.find_row(kind, record_id(record))
+        if row is None:
+            return ""
+        found: bytes = self._kinds[kind][row].as_py()
         return found.hex()
+
+    def of_what_is_left(self, record: Record) -> str:
+        """The same of what can be read of an entity: with something lost it is another one, so that the whole is restored when
+        it can be."""
+        digest, lost = self.of(record), self._reader.lost(str(record.__struct_config__.tag), record_id(record))
+        return hex_of(" ".join([digest, *(loss.table for loss in lost)]).encode()) if lost else digest
 
     def _read(self, kind: str) -> pa.Array:
         """The digests in archive order, 32 bytes an entity."""

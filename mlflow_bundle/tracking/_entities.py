@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final
 
 from mlflow_bundle._bundle import Bundle
@@ -14,6 +15,7 @@ from mlflow_bundle.kinds import KINDS, Reference, record_id
 from mlflow_bundle.records import Problem
 from mlflow_bundle.tracking._batches import batches, planned
 from mlflow_bundle.tracking._content_digest import ContentDigests
+from mlflow_bundle.tracking._damage import losses
 from mlflow_bundle.tracking._gather import Gathered
 from mlflow_bundle.tracking._left_out import LeftOut, name_collisions
 from mlflow_bundle.tracking._port import CANNOT_HOLD, LEFT_OUT, ROW_SCHEMAS, EntityResult, IdMap, MlflowTarget, RestoreOptions
@@ -23,6 +25,7 @@ __all__ = ["EntityOutcome", "EntityRestore", "entity_problems", "in_restore_orde
 
 #: Of secrets only the names are archived, and no target gets them.
 _SECRETS: Final = "gateway_secret"
+_FIRST: Final = ("experiment", "run")
 #: A scorer that asks an endpoint of the gateway cannot be made before that.
 _BEFORE_SCORERS: Final = (_SECRETS, "gateway_model_definition", "gateway_endpoint")
 
@@ -171,7 +174,11 @@ class EntityRestore:
         for batch in batches(self._gathered, kind):
             for piece in planned(self._archive, self._digests, kind, self._arriving(kind, batch, without)):
                 open_blob = self._archive.blobs.open
+                broken = {record_id(one.record): tuple(losses(self._archive, one.record)) for one in piece}
                 for result in self._target.restore_entities(kind, piece, self._ids, open_blob, self._options):
+                    if problems := broken[result.source_id]:
+                        result.problems += problems
+                        result.action = "failed"
                     self.take(result)
             progress(len(batch))
         self.problems += self._left_out.problems(kind, without)
@@ -225,20 +232,21 @@ class EntityRestore:
         self.problems += result.problems
         self.notes.update(result.notes)
 
-    def outcomes(self) -> tuple[EntityOutcome, ...]:
-        """The counts so far, for every kind that was selected."""
+    def outcomes(self, lost: Mapping[str, int] = MappingProxyType({}), *, dry_run: bool = False) -> tuple[EntityOutcome, ...]:
+        """The counts so far, for every kind that was selected; records of a kind that are ``lost`` failed."""
         found = []
-        for kind in self._gathered.kinds():
+        counts = {kind: self._gathered.counts.get(kind, 0) + lost.get(kind, 0) for kind in KINDS if kind not in _FIRST}
+        for kind in (kind for kind, count in counts.items() if count):
             tally = self._tallies.get(kind, _Tally())
             found.append(
                 EntityOutcome(
                     kind=kind,
-                    selected=self._gathered.counts[kind],
+                    selected=counts[kind],
                     restored=tally.actions["restored"],
                     there=tally.actions["there"],
                     merged=tally.actions["merged"],
                     left_out=tally.actions["left out"],
-                    failed=tally.actions["failed"],
+                    failed=tally.actions["failed"] + (0 if dry_run else lost.get(kind, 0)),
                     rows=tally.rows,
                     files=tally.files,
                     file_bytes=tally.file_bytes,

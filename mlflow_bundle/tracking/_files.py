@@ -22,8 +22,10 @@ from mlflow_bundle.records import KINDS, Problem, Record
 from mlflow_bundle.tracking._port import ArtifactStore, FileInfo, MlflowSource
 from mlflow_bundle.tracking.artifacts._own import NoArtifacts
 
-__all__ = ["Located", "Owner", "pack_files"]
+__all__ = ["NOT_LISTED", "Located", "Owner", "pack_files", "problem_of"]
 
+#: The code of the problem that the files of an entity could not be listed.
+NOT_LISTED: Final = "artifacts-not-listed"
 #: As many bytes of small files are read as one task.
 _TASK_BYTES: Final = 4 * MIB
 _TASK_FILES: Final = 64
@@ -164,7 +166,7 @@ def _noting(listing: _Listing) -> Iterator[None]:
         if _fatal(error):
             raise
         owner = listing.owner
-        listing.problems.append(_problem("artifacts-not-listed", owner, "", f"files of {owner.text}: {error.message}"))
+        listing.problems.append(problem_of(NOT_LISTED, owner, "", f"files of {owner.text}: {error.message}"))
 
 
 def _list(listing: _Listing, packer: Packer) -> _Listing:
@@ -181,7 +183,8 @@ def _list(listing: _Listing, packer: Packer) -> _Listing:
     return listing
 
 
-def _problem(code: str, owner: Owner, path: str, message: str) -> Problem:
+def problem_of(code: str, owner: Owner, path: str, message: str) -> Problem:
+    """A problem of an entity, or of one of its files."""
     return Problem(
         code=code,
         kind=owner.kind,
@@ -289,7 +292,7 @@ def _guarded(listing: _Listing, info: FileInfo, use: Callable[[BinaryIO], _Conte
         if _fatal(error):
             raise
         message = f"file {info.path!r} of {listing.owner.text}: {error.message}"
-        return _Content(info, problem=_problem("artifact-unreadable", listing.owner, info.path, message))
+        return _Content(info, problem=problem_of("artifact-unreadable", listing.owner, info.path, message))
 
 
 def _fatal(error: BundleError) -> bool:

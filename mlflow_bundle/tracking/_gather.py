@@ -22,7 +22,7 @@ from mlflow_bundle.entities import Experiment, LoggedModel, ModelVersion, Record
 from mlflow_bundle.errors import NotFoundError
 from mlflow_bundle.kinds import KINDS, PROMPT_TAG, Kind, order_key, record_id
 from mlflow_bundle.tracking._port import PARENTS, EntityQuery, MlflowSource
-from mlflow_bundle.tracking._select import Selected, Selection, select
+from mlflow_bundle.tracking._select import Selected, Selection, missing_or_unreadable, select
 
 __all__ = ["Collected", "Gathered", "collect"]
 
@@ -302,7 +302,8 @@ def _need_registered(source: MlflowSource, text: str, needed: Needed, *, prompt:
         found = _registered(source, name)
     what = "prompt" if prompt else "registered model"
     if found is None or _is_prompt(found) is not prompt:
-        raise NotFoundError(f"no {what} {text!r}", code="model-not-found", hint="NAME, NAME/VERSION or NAME@ALIAS")
+        missing = NotFoundError(f"no {what} {text!r}", code="model-not-found", hint="NAME, NAME/VERSION or NAME@ALIAS")
+        raise missing_or_unreadable(source, "registered_model", name, missing)
     numbers = {int(version)} if version else {a.version for a in found.aliases if a.alias == alias}
     if alias and not numbers:
         raise NotFoundError(f"{what} {name!r} has no alias {alias!r}", code="model-not-found")
@@ -337,4 +338,5 @@ def _need_logged(source: MlflowSource, selection: Selection, needed: Needed) -> 
             _follow(model, needed)
     for model_id in selection.logged_models:
         if model_id not in found:
-            raise NotFoundError(f"no logged model {model_id!r}", code="model-not-found")
+            missing = NotFoundError(f"no logged model {model_id!r}", code="model-not-found")
+            raise missing_or_unreadable(source, "logged_model", model_id, missing)

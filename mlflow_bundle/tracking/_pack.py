@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
@@ -24,15 +22,14 @@ from mlflow_bundle._packer import Packer
 from mlflow_bundle._parallel import prefetch
 from mlflow_bundle._shards import Cutter
 from mlflow_bundle._storage import Storage, open_storage
-from mlflow_bundle._text import plural
 from mlflow_bundle.errors import IncompleteError, UsageError
 from mlflow_bundle.records import KINDS, Problem, Scope, Snapshot
 from mlflow_bundle.tracking._connect import connect_source, resolve_tracking_uri
-from mlflow_bundle.tracking._files import Located, Owner, pack_files
+from mlflow_bundle.tracking._files import Located, pack_files
 from mlflow_bundle.tracking._gather import Collected, collect
+from mlflow_bundle.tracking._lost_files import LostFiles
 from mlflow_bundle.tracking._port import ROW_SCHEMAS, MlflowSource
 from mlflow_bundle.tracking._select import Lifecycle, Moment, Selection
-from mlflow_bundle.tracking.artifacts._local import local_path
 
 __all__ = ["PackOptions", "PackReport", "pack", "pack_into", "workers_of"]
 
@@ -40,8 +37,6 @@ _OWNERS: Final = 500
 #: Logged models or traces whose rows are asked for at once.
 _OWNED: Final = 1_000
 _FILES: Final = "files/1"
-#: How far above the artifact location of an entity the place for the files of all lies.
-_ROOTS: Final = {"run": 2, "logged_model": 3, "trace": 3}
 _SUFFIX: Final = ".mlbundle"
 
 
@@ -189,7 +184,7 @@ def pack_into(
         work.records(found)
         work.series(reuse=base is not None)
         work.rows()
-        work.files()
+        work.files(LostFiles(source.description.kind, base))
         work.problems += source.problems()
         work.notes += source.notes()
         _refuse_partial(work.problems, allow_partial=options.allow_partial)
@@ -237,7 +232,6 @@ class _Work:
         self._source, self._packer, self._callback = source, packer, callback
         self._targets, self._workers = targets, workers
         self._located = Located()
-        self._absent_roots: dict[tuple[str, str], int] = {}
         self.problems: list[Problem] = []
         self.notes: list[str] = []
 
@@ -314,8 +308,8 @@ class _Work:
         if first < len(ids):
             yield first, len(ids)
 
-    def files(self) -> None:
-        """List and store the files of all runs, logged models, model versions and traces."""
+    def files(self, lost: LostFiles) -> None:
+        """List and store the files of all runs, logged models, model versions and traces; ``lost`` takes those without any."""
         progress = self._callback.branched("files", "")
         with ThreadPoolExecutor(self._workers, thread_name_prefix="mlflow-bundle") as executor:
             packed = pack_files(
@@ -325,37 +319,15 @@ class _Work:
                 executor,
                 workers=self._workers,
                 blob_bytes=self._targets.blob_bytes,
-                without=self._look_for_root,
+                without=lost.look,
             )
             for rows, problems in packed:
                 self.problems += problems
                 progress.relative_update(len(rows))
         self._located.close()
         progress.close()
-        for (kind, root), count in self._absent_roots.items():
-            whose = plural(count, kind.replace("_", " "))
-            self.notes.append(
-                f"the files of {whose} lie below {root}, which does not exist on this machine: none were archived"
-            )
-
-    def _look_for_root(self, owner: Owner) -> None:
-        """Count an entity without files whose place for the files of all is not there at all, as on a foreign machine. The
-        files of runs and logged models a server lists itself; a file store says it for itself."""
-        uri = getattr(owner.record, "artifact_uri", "") or ""
-        source = self._source.description.kind
-        served = (source == "rest" and owner.kind != "trace") or source == "file"
-        if served or owner.kind not in _ROOTS or not uri.startswith(("/", "file:")):
-            return
-        place, *below = uri.rsplit("/", _ROOTS[owner.kind] + 1)
-        if len(below) > _ROOTS[owner.kind] and (root := _absent(place)):
-            self._absent_roots[owner.kind, root] = self._absent_roots.get((owner.kind, root), 0) + 1
-
-
-@cache
-def _absent(place: str) -> str | None:
-    """The folder that a path or URI names, if it is not on this machine."""
-    folder = Path(local_path(place))
-    return None if folder.exists() else str(folder)
+        self.problems += lost.problems
+        self.notes += lost.notes()
 
 
 def _report(storage: Storage, committed: Committed, packer: Packer, seconds: float) -> PackReport:

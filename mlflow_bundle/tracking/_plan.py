@@ -73,6 +73,8 @@ class Plan:
     #: The runs at the target that come from the archive, by archived id.
     _there: dict[str, RestoredRun] = field(default_factory=dict)
     _selected: frozenset[str] = frozenset()
+    #: How many runs are left out because the record of their experiment is lost, by its archived id.
+    orphans: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self._selected = frozenset(self.run_ids)
@@ -131,7 +133,7 @@ class Plan:
 
     def digest(self, run: Run, parent_id: str | None) -> str:
         """What a restore of a run notes of it: its content, and the parent at the target that it names."""
-        return self.digests.of(run) + (f" {parent_id}" if parent_id else "")
+        return self.digests.of_what_is_left(run) + (f" {parent_id}" if parent_id else "")
 
     def generations(self) -> list[int]:
         """For each selected run, how many of its ancestors are selected: parents are restored before their children."""
@@ -160,7 +162,11 @@ def make_plan(bundle: Bundle, target: MlflowTarget, selected: Selected, rename: 
     """
     placements, problems, notes = _placements(target, selected.experiments, _renamed(selected.experiments, rename), homes)
     spool, run_ids, parents = LineSpool(), [], {}
+    orphans: Counter[str] = Counter()
     for run in selected.runs:
+        if run.experiment_id not in placements and bundle.reader.lost_records("experiment"):
+            orphans[run.experiment_id] += 1
+            continue
         spool.add(encode(run))
         run_ids.append(run.run_id)
         if parent := parent_of(run):
@@ -170,13 +176,20 @@ def make_plan(bundle: Bundle, target: MlflowTarget, selected: Selected, rename: 
             raise NotFoundError(f"run {run.run_id} is of experiment {run.experiment_id}, which is not in the archive")
         placements[run.experiment_id].runs += 1
     notes += _moved(selected.experiments, homes)
-    plan = Plan(placements, run_ids, parents, problems, notes, ContentDigests(bundle), spool)
+    plan = Plan(placements, run_ids, parents, problems, notes, ContentDigests(bundle), spool, orphans=orphans)
+    plan.problems += _orphaned(orphans)
     plan.problems += _refused_keys(bundle, target, run_ids)
     plan.problems += _unreadable(bundle, run_ids)
     _find_restored(plan, target)
     _note_deleted(plan)
     _note_missing_parents(plan)
     return plan
+
+
+def _orphaned(orphans: Counter[str]) -> Iterator[Problem]:
+    for experiment, count in orphans.items():
+        message = f"{count:,} runs left out: the record of the experiment {experiment} that they belong to is lost"
+        yield Problem(code="owner-left-out", kind="run", message=message, experiments=(experiment,))
 
 
 class _Existing:

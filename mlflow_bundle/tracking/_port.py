@@ -284,11 +284,12 @@ OpenBlob = Callable[[str], AbstractContextManager[BinaryIO]]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedEntity:
     """An archived entity to restore. ``rows``: ``ROW_SCHEMAS`` without ``owner``; ``files``: path, size in bytes, SHA-256.
-    ``digest`` stands for all of it."""
+    ``files_lost``: it has files, and a damaged archive does not say which. ``digest`` stands for all of it."""
 
     record: Record
     rows: pa.Table | None = None
     files: tuple[tuple[str, int, str], ...] = ()
+    files_lost: bool = False
     digest: str = ""
 
 

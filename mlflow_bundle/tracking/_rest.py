@@ -43,6 +43,7 @@ _NO_SERVER: Final = re.compile(
 )
 _AUTH_HINT: Final = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
 _DOWN_HINT: Final = "start the server, or correct the tracking URI (MLFLOW_TRACKING_URI)"
+_WRONG_HINT: Final = "check that the tracking URI names an MLflow server, with its path if it has one, and no other web page"
 
 Answer = TypeVar("Answer")
 Params = Mapping[str, Any]
@@ -51,8 +52,8 @@ Params = Mapping[str, Any]
 class RefusedError(ServerError):
     """The server understood and refused. ``error_code`` is MLflow's, for example ``RESOURCE_DOES_NOT_EXIST``."""
 
-    def __init__(self, message: str, *, error_code: str, status: int) -> None:
-        super().__init__(message, status=status)
+    def __init__(self, message: str, *, error_code: str, status: int, hint: str | None = None) -> None:
+        super().__init__(message, status=status, hint=hint)
         self.error_code = error_code
 
     @property
@@ -221,9 +222,9 @@ class RestClient:
             code = f" ({said.error_code})" if said.error_code else ""
             return ServerError(f"{what} answered {status}{code} to {method} {path}: {said.message}", hint=hint, status=status)
         error_code = said.error_code or ("ENDPOINT_NOT_FOUND" if status in (404, 405) else f"HTTP_{status}")
-        return RefusedError(
-            f"{what} refused {method} {path}: {error_code}: {said.message}", error_code=error_code, status=status
-        )
+        message = f"{what} refused {method} {path}: {error_code}: {said.message}"
+        wrong = None if said.error_code else _WRONG_HINT
+        return RefusedError(message, error_code=error_code, status=status, hint=wrong)
 
     def _decode(self, response: requests.Response, answer: Any, *, must_say: bool) -> Any:
         """The body as ``answer``. MLflow says ``{}`` where there is nothing: an empty body is none of its answers."""
@@ -239,7 +240,7 @@ class RestClient:
             path = response.url.partition("?")[0]
             raise ServerError(
                 f"the MLflow server {self.uri} answered {redact_uri(path)} with something else than MLflow's JSON: {error}",
-                hint="check that the tracking URI names an MLflow server and no other web page",
+                hint=_WRONG_HINT,
                 status=response.status_code,
             ) from error
 

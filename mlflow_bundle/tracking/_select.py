@@ -14,12 +14,13 @@ import msgspec
 
 from mlflow_bundle._codec import decode_record, encode
 from mlflow_bundle._spool import LineSpool
-from mlflow_bundle.errors import NotFoundError, UsageError
+from mlflow_bundle._text import plural
+from mlflow_bundle.errors import BundleError, CorruptError, NotFoundError, UsageError
 from mlflow_bundle.kinds import PARENT_TAG
 from mlflow_bundle.records import Experiment, Run, Scope, order_key
 from mlflow_bundle.tracking._port import MlflowSource, RunQuery
 
-__all__ = ["Selected", "Selection", "parent_of", "parse_time", "select"]
+__all__ = ["Selected", "Selection", "missing_or_unreadable", "parent_of", "parse_time", "select"]
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -190,7 +191,7 @@ def select(source: MlflowSource, selection: Selection, *, needed: Sequence[str] 
     known = source.experiments()
     if selection.whole:
         return Selected(known, (run for batch in source.runs(RunQuery()) for run in batch), None, known, known, selection)
-    named = _named(known, selection.experiments)
+    named = _named(source, known, selection.experiments)
     query = RunQuery(
         experiment_ids=tuple(e.experiment_id for e in named) if selection.experiments else None,
         run_ids=selection.runs or None,
@@ -222,7 +223,7 @@ def select(source: MlflowSource, selection: Selection, *, needed: Sequence[str] 
     )
 
 
-def _named(known: Sequence[Experiment], patterns: Sequence[str]) -> list[Experiment]:
+def _named(source: MlflowSource, known: Sequence[Experiment], patterns: Sequence[str]) -> list[Experiment]:
     """The experiments that any of the patterns means: an exact name, else an id, else a glob over names."""
     found: dict[str, Experiment] = {}
     for pattern in patterns:
@@ -232,16 +233,30 @@ def _named(known: Sequence[Experiment], patterns: Sequence[str]) -> list[Experim
             or [e for e in known if fnmatch.fnmatchcase(e.name, pattern)]
         )
         if not matches:
-            names = [e.name for e in known]
-            raise NotFoundError(
-                f"no experiment named {pattern!r}",
-                code="experiment-not-found",
-                close=difflib.get_close_matches(pattern, names, n=3, cutoff=0.5),
-                known=names,
-                hint=None if names else "there are no experiments at all",
-            )
+            raise _no_experiment(source, pattern, [e.name for e in known])
         found |= {e.experiment_id: e for e in matches}
     return list(found.values())
+
+
+def _no_experiment(source: MlflowSource, pattern: str, names: Sequence[str]) -> BundleError:
+    close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.5)
+    nameless = [problem.id for problem in source.problems() if problem.kind == "experiment"]
+    hint = None if names else "there are no experiments at all"
+    if nameless and not close:
+        hint = f"{plural(len(nameless), 'experiment')} cannot be read: only the id is known (for example {nameless[0]})"
+    missing = NotFoundError(
+        f"no experiment named {pattern!r}", code="experiment-not-found", close=close, known=names, hint=hint
+    )
+    return missing_or_unreadable(source, "experiment", pattern, missing)
+
+
+def missing_or_unreadable(source: MlflowSource, kind: str, identity: str, missing: NotFoundError) -> BundleError:
+    """The error about an entity that was named and was not among those that the source could read: ``missing``, unless it is
+    there and cannot be read."""
+    for problem in source.problems():
+        if (problem.kind, problem.id) == (kind, identity):
+            return CorruptError(problem.message, code=problem.code, hint="mend it at the source, or do not select it")
+    return missing
 
 
 def _explain_missing_runs(source: MlflowSource, missing: Sequence[str]) -> None:
@@ -251,7 +266,8 @@ def _explain_missing_runs(source: MlflowSource, missing: Sequence[str]) -> None:
     if absent:
         more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
         hint = "a run is named by its whole id, as `mlflow-bundle show` and MLflow's UI tell it"
-        raise NotFoundError(f"no run with the id {absent[0]!r}{more}", code="run-not-found", hint=hint)
+        error = NotFoundError(f"no run with the id {absent[0]!r}{more}", code="run-not-found", hint=hint)
+        raise missing_or_unreadable(source, "run", absent[0], error)
 
 
 def parent_of(run: Run) -> str | None:

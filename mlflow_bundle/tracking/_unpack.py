@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
@@ -15,70 +14,27 @@ from typing import Any, Final
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 
 from mlflow_bundle._bundle import Bundle, open_bundle
-from mlflow_bundle._html import Shown
 from mlflow_bundle._limits import DEFAULT_LIMITS, Limits
 from mlflow_bundle.errors import AuthError, CannotHoldError, ServerError, UsageError
 from mlflow_bundle.kinds import KINDS
 from mlflow_bundle.records import Experiment, Problem, Run
 from mlflow_bundle.tracking._archive import ArchiveSource
 from mlflow_bundle.tracking._connect import connect_target, resolve_tracking_uri
-from mlflow_bundle.tracking._entities import EntityOutcome, EntityRestore, entity_problems, in_restore_order
+from mlflow_bundle.tracking._damage import leave_out_orphans, losses, salvaged
+from mlflow_bundle.tracking._entities import EntityRestore, entity_problems, in_restore_order
 from mlflow_bundle.tracking._gather import Gathered, collect
 from mlflow_bundle.tracking._left_out import LeftOut
-from mlflow_bundle.tracking._plan import Action, Placement, Plan, make_plan
+from mlflow_bundle.tracking._plan import Placement, Plan, make_plan
 from mlflow_bundle.tracking._port import NOT_RESTORED, IdMap, MlflowTarget, PlannedRun, RestoreOptions, RunResult
 from mlflow_bundle.tracking._select import Lifecycle, Moment, Selection
+from mlflow_bundle.tracking._unpack_report import ExperimentOutcome, UnpackReport
 from mlflow_bundle.tracking._workspaces import Homes
 
-__all__ = ["EntityOutcome", "ExperimentOutcome", "UnpackReport", "restore", "unpack"]
+__all__ = ["restore", "unpack"]
 
-_DAMAGED_HINT: Final = (
-    "`mlflow-bundle verify` lists all of it; --allow-partial restores what comes before it, or does without it"
-)
+_DAMAGED_HINT: Final = "`mlflow-bundle verify` lists all of it; --allow-partial restores the rest and reports what is lost"
 _BATCH_RUNS: Final = 500
 _BATCH_POINTS: Final = 2_000_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExperimentOutcome:
-    """Where an archived experiment went. ``runs`` are those selected from it."""
-
-    source_id: str
-    id: str | None
-    name: str
-    action: Action
-    runs: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnpackReport(Shown):
-    """What an unpack did. A run counts as restored when it was read back from the target and compared without a difference.
-
-    ``runs_planned`` are those that a dry run would restore. ``run_ids`` maps archived ids to those at the target.
-    ``entities`` has the counts of every other kind, ``ids`` their archived ids and those at the target, by kind.
-    Sizes are bytes; ``seconds`` is wall time.
-    """
-
-    bundle: str
-    snapshot: str
-    target: str
-    target_kind: str
-    dry_run: bool
-    experiments: tuple[ExperimentOutcome, ...]
-    runs_selected: int
-    runs_restored: int = 0
-    runs_already_there: int = 0
-    runs_failed: int = 0
-    runs_planned: int = 0
-    metric_points: int = 0
-    files: int = 0
-    file_bytes: int = 0
-    run_ids: Mapping[str, str] = field(default_factory=dict)
-    entities: tuple[EntityOutcome, ...] = ()
-    ids: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    problems: tuple[Problem, ...] = ()
-    notes: tuple[str, ...] = ()
-    seconds: float = 0.0
 
 
 def unpack(
@@ -134,8 +90,9 @@ def unpack(
 
     Raises:
         CannotHoldError: the target cannot hold something, and ``allow_partial`` was not given. Nothing was written.
-        CorruptError: an object of the archive is lost or cut off; nothing was written without ``allow_partial``. Or one is
-            damaged inside, which is seen when it is read.
+        CorruptError: an object of the archive is lost or cut off; nothing was written. Or one is damaged inside, which is seen
+            when it is read. With ``allow_partial`` both are problems: the archive is verified first, but for the contents of
+            files, and all that can be read is restored.
         NotFoundError, BundleNotFoundError: no such bundle, snapshot, experiment or run.
         ServerError: the target failed. What was restored stays; running again finishes the rest.
     """
@@ -152,7 +109,8 @@ def unpack(
         logged_model=logged_model,
     )
     uri = resolve_tracking_uri(tracking_uri)
-    with open_bundle(bundle, snapshot=snapshot, storage_options=storage_options, limits=limits) as archive:
+    with open_bundle(bundle, snapshot=snapshot, storage_options=storage_options, limits=limits) as opened:
+        archive, damage = salvaged(opened) if allow_partial else (opened, ())
         if not allow_partial:
             # Else a target would be half-filled before the first object is met that is cut off or lost.
             archive.verify(level="structure").require_ok(archive.url, hint=_DAMAGED_HINT)
@@ -176,6 +134,7 @@ def unpack(
             online_scoring=online_scoring,
             dry_run=dry_run,
             allow_partial=allow_partial,
+            damage=damage,
             callback=callback,
         )
 
@@ -190,9 +149,12 @@ def restore(
     online_scoring: bool = False,
     dry_run: bool = False,
     allow_partial: bool = False,
+    damage: Sequence[Problem] = (),
     callback: Callback = DEFAULT_CALLBACK,
 ) -> UnpackReport:
-    """What ``unpack`` does, from an open bundle to the target that ``connect`` opens, once it is known what is selected."""
+    """What ``unpack`` does, from an open bundle to the target that ``connect`` opens, once it is known what is selected.
+
+    ``damage`` is what is wrong with an archive that is read as far as possible (``_bundle.salvage``)."""
     started = time.monotonic()
     with ExitStack() as stack:
         source = ArchiveSource(archive)
@@ -208,18 +170,21 @@ def restore(
             )
         homes = Homes(workspace, target.has_workspaces)
         plan = stack.enter_context(closing(make_plan(archive, target, selected, rename, homes)))
+        plan.problems[:0] = damage
         for planned in plan.runs():
             gathered.run(planned)
         gathered.fetch_models(source)
+        lost = {kind: archive.reader.lost_records(kind) for kind in KINDS} if selection.whole else {}
         left_out = LeftOut()
         for source_id in plan.refused():
             left_out.add("experiment", source_id)
+        leave_out_orphans(archive, gathered, left_out, plan.placements)
         existing = {source: p.existing.experiment_id for source, p in plan.placements.items() if p.existing}
         plan.problems += entity_problems(archive, gathered, target, left_out, homes, existing=existing)
         options = RestoreOptions(workspace=workspace, online_scoring=online_scoring)
         ids = IdMap()
         entities = EntityRestore(archive, target, gathered, ids=ids, options=options, left_out=left_out, homes=homes)
-        work = _Restore(archive, target, plan, callback, gathered=gathered, entities=entities, ids=ids)
+        work = _Restore(archive, target, plan, callback, gathered=gathered, entities=entities, ids=ids, lost=lost)
         if dry_run:
             return work.report(dry_run=True, seconds=time.monotonic() - started)
         if plan.problems and not allow_partial:
@@ -251,9 +216,11 @@ class _Restore:
         gathered: Gathered,
         entities: EntityRestore,
         ids: IdMap,
+        lost: Mapping[str, int],
     ) -> None:
         self._archive, self._target, self._plan, self._callback = archive, target, plan, callback
         self._gathered, self._entities, self._map = gathered, entities, ids
+        self._lost = lost
         self._ids: dict[str, str] = {}
         self._points = self._files = self._bytes = 0
         self._restored: set[str] = set()
@@ -391,7 +358,9 @@ class _Restore:
                 files[row["run_id"]].append((row["path"], row["size"], row["sha256"]))
         planned = [self._planned(run, count, files[run.run_id]) for run, count in zip(batch, counts, strict=True)]
         results = self._target.restore(planned, self._archive.series(ids), self._archive.blobs.open)
+        sources = {run.run_id: run for run in batch}
         for result in results:
+            result.problems += losses(self._archive, sources[result.source_run_id])
             self._take(result)
 
     def _planned(self, run: Run, points: int, files: Sequence[tuple[str, int, str]]) -> PlannedRun:
@@ -441,6 +410,7 @@ class _Restore:
             self._there = self._current - self._failed
         refused = [p for p in plan.placements.values() if p.action == "refused"]
         lost = sum(p.runs - len(self._current & p.there.keys()) for p in refused)
+        unreadable = plan.orphans.total() + self._lost.get("run", 0)
         noted = self._notes + self._entities.notes
         notes = [
             *plan.notes,
@@ -457,16 +427,16 @@ class _Restore:
                 ExperimentOutcome(source_id=source, id=p.target_id, name=p.name, action=p.action, runs=p.runs)
                 for source, p in plan.placements.items()
             ),
-            runs_selected=len(plan.run_ids),
+            runs_selected=len(plan.run_ids) + unreadable,
             runs_restored=len(self._restored),
             runs_already_there=len(self._there),
-            runs_failed=len(self._failed) + (0 if dry_run else lost),
+            runs_failed=len(self._failed) + (0 if dry_run else lost + unreadable),
             runs_planned=len(plan.run_ids) - len(self._current) - lost if dry_run else 0,
             metric_points=self._points,
             files=self._files,
             file_bytes=self._bytes,
             run_ids=dict(self._ids),
-            entities=self._entities.outcomes(),
+            entities=self._entities.outcomes(self._lost, dry_run=dry_run),
             ids=self._map.by_kind(),
             problems=tuple(dict.fromkeys((*self._problems, *self._entities.problems))),
             notes=tuple(notes),

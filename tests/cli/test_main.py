@@ -120,13 +120,35 @@ def test_damaged_bundles_have_a_next_step(command: Command, archived: Archived, 
 
 @pytest.mark.parametrize(
     ("kind", "said"),
-    [("traces", "did you mean 'trace'"), ("run", "is listed without --kind"), ("zzzzz", "the kinds are workspace, ")],
+    [
+        ("traces", "did you mean 'trace'"),
+        ("run", "every run is listed without --kind"),
+        ("runs", "every run is listed without --kind"),
+        ("experiments", "every experiment is listed without --kind"),
+        ("zzzzz", "the kinds are workspace, "),
+    ],
 )
 def test_names_of_kinds(command: Command, archived: Archived, kind: str, said: str) -> None:
     """A wrong kind is answered with those that are nearly the same, else with all of them."""
     done = command("ls", archived.bundle, "--kind", kind)
     assert (done.code, done.out) == (2, "")
     assert said in done.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["report", "BUNDLE", "-o", "s3://bucket/x"],
+        ["query", "BUNDLE", "select 1", "--parquet", "s3://bucket/x"],
+        ["query", "BUNDLE", "--export", "s3://bucket/x"],
+        ["get", "BUNDLE", "churn", "s3://bucket/x"],
+    ],
+)
+def test_what_is_written_here_takes_no_url(command: Command, archived: Archived, words: list[str]) -> None:
+    """A URL is not taken for the path of a folder ``s3:``."""
+    done = command(*(archived.bundle if word == "BUNDLE" else word for word in words))
+    assert (done.code, done.out) == (2, "")
+    assert "'s3://bucket/x' is a URL" in done.err
 
 
 def test_errors_as_json(command: Command, archived: Archived, tmp_path: Path) -> None:
@@ -252,6 +274,24 @@ def test_interrupt(tmp_path: Path) -> None:
     assert err.decode().splitlines()[0] == "mlflow-bundle: interrupted"
     assert b"Traceback" not in err
     assert not list(tmp_path.glob("b/snapshots/*"))
+
+
+def test_interrupt_while_it_is_loaded() -> None:
+    """Ctrl-C in the first moments, in which modules are imported, ends in the same way."""
+    script = """
+import os, runpy, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == "pyarrow":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+sys.argv = ["mlflow-bundle", "--version"]
+runpy.run_module("mlflow_bundle", run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"mlflow-bundle: interrupted\n")
 
 
 def test_dead_server(tmp_path: Path) -> None:

@@ -136,6 +136,16 @@ def test_many_problems_are_counted() -> None:
     assert len(lines) == 21
 
 
+def test_a_problem_names_what_it_is_about() -> None:
+    """The entity is told once: by the sentence, or else before it."""
+    said = Problem(code="c", message="files of run abc: gone", kind="run", id="abc")
+    unsaid = Problem(code="c", message="the file 'x' was not written: full", kind="logged_model", id="m-1", path="x")
+    assert problem_lines([said, unsaid]) == [
+        "c: files of run abc: gone",
+        "c: logged model m-1: the file 'x' was not written: full",
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "width", "shown"), [("abcdef", 6, "abcdef"), ("abcdef", 4, "abc…"), ("日本語日本", 5, "日本…"), ("ab", 1, "…")]
 )

@@ -74,11 +74,20 @@ def test_dry_run_looks_at_the_place(command: Command, archived: Archived, tmp_pa
     (tmp_path / "plain.txt").write_text("words")
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "thesis.tex").write_text("words")
-    for name, code in (("plain.txt", 10), ("foreign", 1)):
+    for name, code in (("plain.txt", 10), ("foreign", 1), ("plain.txt/x", 1), ("plain.txt/x.zip", 1), ("/proc/x", 1)):
         words = ["pack", tmp_path / name, "--tracking-uri", archived.uri]
         dry, real = command(*words, "--dry-run"), command(*words)
         assert (dry.code, dry.out, dry.err) == (real.code, real.out, real.err)
         assert dry.code == code
+    for name in ("new/b", "new/b.zip"):
+        assert command("pack", tmp_path / name, "--tracking-uri", archived.uri, "--dry-run").code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["foreign", "plain.txt"]
+
+
+def test_no_place(command: Command, archived: Archived) -> None:
+    """An empty name of a bundle, as of a variable that is not set, is wrong usage, and the hint says what a name is."""
+    done = command("pack", "", "--tracking-uri", archived.uri)
+    assert (done.code, done.err.splitlines()[1][:20]) == (2, "hint: name a folder,")
 
 
 def test_dry_run_tells_what_cannot_be_read(command: Command, tmp_path: Path) -> None:

@@ -59,7 +59,8 @@ def test_dry_run(command: Command, archived: Archived, tmp_path: Path) -> None:
 
 
 def test_an_archive_that_is_cut_off(command: Command, archived: Archived, tmp_path: Path) -> None:
-    """An object that is cut off is told before anything is written; what comes before it is restored when that is asked for."""
+    """An object that is cut off is told before anything is written; all that it is not about is restored when that is asked
+    for."""
     bundle, target = tmp_path / "cut", tmp_path / "mlflow.db"
     shutil.copytree(archived.bundle, bundle)
     with mlflow_bundle.open(bundle) as archive:
@@ -69,10 +70,17 @@ def test_an_archive_that_is_cut_off(command: Command, archived: Archived, tmp_pa
     done = command("unpack", bundle, "--tracking-uri", f"sqlite:///{target}")
     assert done.code == 1
     assert "is damaged" in done.err
+    assert "--allow-partial restores the rest" in done.err
     assert not target.exists()
-    words = ["unpack", bundle, "--tracking-uri", f"sqlite:///{target}", "--allow-partial"]
-    assert command(*words).code == 1
-    assert target.exists()
+    words = ["unpack", bundle, "--tracking-uri", f"sqlite:///{target}", "--allow-partial", "--json"]
+    planned = command(*words, "--dry-run")
+    assert (planned.code, target.exists()) == (3, False)
+    assert path.name in planned.out
+    done = command(*words)
+    report = json.loads(done.out)
+    assert (done.code, report["runs_selected"]) == (3, report["runs_restored"] + report["runs_failed"])
+    assert report["runs_failed"] > 0
+    assert sum(_runs(f"sqlite:///{target}", tmp_path / "again").values()) == report["runs_selected"]
 
 
 @pytest.mark.parametrize(

@@ -149,11 +149,10 @@ def test_the_database_is_made_once(estate_bundle: str, tmp_path: Path) -> None:
     """It is kept by root digest: the next time it is found, also for a copy of the bundle, whose place is then noted."""
     copy = tmp_path / "copy"
     shutil.copytree(estate_bundle, copy)
-    with mlflow_bundle.open(estate_bundle) as archive:
-        first = metadata_of(archive, cache=tmp_path / "cache")
-        again = metadata_of(archive, cache=tmp_path / "cache")
+    first = metadata_of(estate_bundle, cache=tmp_path / "cache")
+    again = metadata_of(estate_bundle, cache=tmp_path / "cache")
+    third = metadata_of(copy, cache=tmp_path / "cache")
     with mlflow_bundle.open(copy) as archive:
-        third = metadata_of(archive, cache=tmp_path / "cache")
         place = json.loads((tmp_path / f"cache/places/{archive.root_digest.removeprefix('sha256:')}.json").read_text())
     assert (first.made, again.made, third.made) == (True, False, False)
     assert first.path == again.path == third.path
@@ -180,10 +179,10 @@ def _names(metadata: Metadata) -> list[str]:
 
 def test_a_second_archive_needs_no_migrations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """MLflow's empty database is kept too, and copied for every other archive."""
-    with mlflow_bundle.open(_one_experiment(tmp_path)) as archive:
-        metadata_of(archive, cache=tmp_path / "cache").path.unlink()
-        monkeypatch.setattr(_schema, "_create_tables", None)
-        again = metadata_of(archive, cache=tmp_path / "cache")
+    bundle = _one_experiment(tmp_path)
+    metadata_of(bundle, cache=tmp_path / "cache").path.unlink()
+    monkeypatch.setattr(_schema, "_create_tables", None)
+    again = metadata_of(bundle, cache=tmp_path / "cache")
     assert again.made
     assert _names(again) == ["only"]
 
@@ -217,23 +216,22 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_what_is_damaged_in_the_cache_is_made_anew(damage: str, tmp_path: Path) -> None:
     """The database of an archive and the empty one; that it was damaged is told."""
-    with mlflow_bundle.open(_one_experiment(tmp_path)) as archive:
-        first = metadata_of(archive, cache=tmp_path / "cache")
-        assert not first.damaged
-        for path in (tmp_path / "cache/serve").glob("*.db"):
-            DAMAGES[damage](path)
-        again = metadata_of(archive, cache=tmp_path / "cache")
-        assert (again.path, again.made, again.damaged) == (first.path, True, True)
-        assert _names(again) == ["only"]
-        assert not metadata_of(archive, cache=tmp_path / "cache").made
+    bundle = _one_experiment(tmp_path)
+    first = metadata_of(bundle, cache=tmp_path / "cache")
+    assert not first.damaged
+    for path in (tmp_path / "cache/serve").glob("*.db"):
+        DAMAGES[damage](path)
+    again = metadata_of(bundle, cache=tmp_path / "cache")
+    assert (again.path, again.made, again.damaged) == (first.path, True, True)
+    assert _names(again) == ["only"]
+    assert not metadata_of(bundle, cache=tmp_path / "cache").made
 
 
 @pytest.mark.slow
 def test_a_damaged_database_is_not_served(tmp_path: Path) -> None:
     """The command says that it was damaged, and serves a new one."""
     bundle = _one_experiment(tmp_path)
-    with mlflow_bundle.open(bundle) as archive:
-        path = metadata_of(archive, cache=tmp_path / "cache").path
+    path = metadata_of(bundle, cache=tmp_path / "cache").path
     os.truncate(path, 8192)
     with serving(str(bundle), tmp_path / "cache") as running:
         status, text = ask(running.url, "POST", "/api/2.0/mlflow/experiments/search", {"max_results": 10})
@@ -244,8 +242,7 @@ def test_a_damaged_database_is_not_served(tmp_path: Path) -> None:
 
 def test_the_working_folder_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who opens the database in Python finds nothing new in the working folder. (Servers: see ``serving``.)"""
-    with mlflow_bundle.open(_one_experiment(tmp_path)) as archive:
-        metadata = metadata_of(archive, cache=tmp_path / "cache")
+    metadata = metadata_of(_one_experiment(tmp_path), cache=tmp_path / "cache")
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
@@ -264,8 +261,7 @@ def test_an_archive_without_the_default_experiment(tmp_path: Path) -> None:
     client = MlflowClient(uri)
     client.create_experiment("only", artifact_location=str(tmp_path / "a"))
     mlflow_bundle.pack("only", tmp_path / "b", tracking_uri=uri)
-    with mlflow_bundle.open(tmp_path / "b") as archive:
-        metadata = metadata_of(archive, cache=tmp_path / "cache")
+    metadata = metadata_of(tmp_path / "b", cache=tmp_path / "cache")
     assert [experiment.name for experiment in MlflowClient(metadata.uri).search_experiments()] == ["only"]
     assert not metadata.has_workspaces
 
@@ -276,8 +272,8 @@ def test_cache_that_cannot_be_written(tmp_path: Path) -> None:
     MlflowClient(uri).create_experiment("only", artifact_location=str(tmp_path / "a"))
     mlflow_bundle.pack(None, tmp_path / "b", tracking_uri=uri)
     (tmp_path / "cache").write_text("a file")
-    with mlflow_bundle.open(tmp_path / "b") as archive, pytest.raises(StorageError, match="cannot be written") as caught:
-        metadata_of(archive, cache=tmp_path / "cache")
+    with pytest.raises(StorageError, match="cannot be written") as caught:
+        metadata_of(tmp_path / "b", cache=tmp_path / "cache")
     assert "--cache" in str(caught.value.hint)
 
 

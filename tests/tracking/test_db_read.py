@@ -233,15 +233,41 @@ def test_null_columns_are_absent_fields(copy: str) -> None:
         "UPDATE runs SET experiment_id = NULL WHERE run_uuid = '{run}'",
         "UPDATE params SET value = x'00ff' WHERE run_uuid = '{run}'",
         "UPDATE tags SET value = NULL WHERE run_uuid = '{run}'",
-        "UPDATE experiments SET creation_time = 'x'",
-        "UPDATE experiment_tags SET value = NULL",
     ],
 )
-def test_a_value_of_a_wrong_type_is_an_error(awkward_database: Awkward, copy: str, statement: str) -> None:
-    """SQLite lets any column hold anything: what a record cannot hold raises, and is never cast or dropped."""
-    execute(copy, statement.format(run=awkward_database[1].runs["texts"]))
+def test_a_run_with_a_value_of_a_wrong_type_is_a_problem(awkward_database: Awkward, copy: str, statement: str) -> None:
+    """SQLite lets any column hold anything: what a record cannot hold is never cast or dropped. The run is left out and named,
+    all others are read."""
+    run_id = awkward_database[1].runs["texts"]
+    with reading(copy) as source:
+        others = [run for run in all_runs(source) if run.run_id != run_id]
+    execute(copy, statement.format(run=run_id))
+    with reading(copy) as source:
+        assert all_runs(source) == others
+        assert source.runs_by_id([run_id, others[0].run_id]) == others[:1]
+        assert [(problem.kind, problem.id, problem.runs) for problem in source.problems()] == [("run", run_id, (run_id,))]
+
+
+def test_an_error_of_a_column_says_where_and_what(awkward_database: Awkward, copy: str) -> None:
+    """The message names column, table and a value; the hint is about the database and no bundle."""
+    execute(copy, f"UPDATE runs SET start_time = 'yesterday' WHERE run_uuid = '{awkward_database[1].runs['texts']}'")
+    with reading(copy) as source:
+        list(source.runs(RunQuery()))
+        (problem,) = source.problems()
+    assert "the column 'start_time' of runs in the database" in problem.message
+    assert "'yesterday'" in problem.message
+    execute(copy, "UPDATE experiments SET creation_time = 'x'")
+    with reading(copy) as source, pytest.raises(CorruptError, match="'creation_time' of experiments") as error:
+        source.experiments()
+    assert "typeof()" in str(error.value.hint)
+
+
+@pytest.mark.parametrize("statement", ["UPDATE experiments SET creation_time = 'x'", "UPDATE experiment_tags SET value = NULL"])
+def test_an_experiment_with_a_value_of_a_wrong_type_is_an_error(copy: str, statement: str) -> None:
+    """Without its experiment no run can be archived: this one raises."""
+    execute(copy, statement)
     with reading(copy) as source, pytest.raises(CorruptError):
-        _ = source.experiments(), all_runs(source)
+        source.experiments()
 
 
 @pytest.mark.parametrize("column", ["step", "timestamp", "value", "key"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,8 +23,9 @@ from mlflow.store.tracking.rest_store import RestStore
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.utils.rest_utils import MlflowHostCreds
 
+from mlflow_bundle import verify
 from mlflow_bundle.entities import LabelSchema, ModelVersion, Trace
-from mlflow_bundle.errors import IncompleteError, ServerError, StorageError
+from mlflow_bundle.errors import CorruptError, IncompleteError, NotFoundError, ServerError, StorageError, UsageError
 from mlflow_bundle.records import Record
 from mlflow_bundle.tracking import pack
 from mlflow_bundle.tracking._port import EntityQuery, MlflowSource, RunQuery
@@ -118,6 +119,37 @@ def test_spans_that_are_nowhere_are_noted(estate: Estate, tmp_path: Path) -> Non
         assert [trace_id in note for note in source.notes()] == [True]
 
 
+@pytest.mark.parametrize(
+    ("kind", "table", "key", "column"),
+    [
+        ("run", "runs", "run_uuid", "user_id"),
+        ("trace", "trace_info", "request_id", "client_request_id"),
+        ("logged_model", "logged_models", "model_id", "status_message"),
+        ("registered_model", "registered_models", "name", "description"),
+        ("evaluation_dataset", "evaluation_datasets", "dataset_id", "digest"),
+    ],
+)
+def test_one_that_cannot_be_read_does_not_stop_the_rest(
+    estate: Estate, tmp_path: Path, kind: str, table: str, key: str, column: str
+) -> None:
+    """An entity with a column that no record can hold is a problem that names it; with ``allow_partial`` all others are packed,
+    and the archive is sound."""
+    shutil.copy(estate.folder / "mlflow.db", tmp_path / "mlflow.db")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    ((lost, count),) = rows(uri, f"SELECT MIN({key}), COUNT(*) FROM {table}")
+    execute(uri, f"UPDATE {table} SET {column} = x'ff' WHERE {key} = '{lost}'")
+    with pytest.raises(IncompleteError, match=f"{lost}: the column '{column}' of {table} "):
+        pack(bundle=tmp_path / "b", tracking_uri=uri)
+    report = pack(bundle=tmp_path / "b", tracking_uri=uri, allow_partial=True)
+    assert [(problem.kind, problem.id) for problem in report.problems] == [(kind, lost)]
+    assert report.counts.get(kind, 0) == count - 1
+    named = {"run": "run", "logged_model": "logged_model", "registered_model": "model"}
+    if kind in named:
+        with pytest.raises(CorruptError, match=f"{lost}: the column '{column}' of {table} "):
+            pack(bundle=tmp_path / "b", tracking_uri=uri, **{named[kind]: lost})
+    assert verify(tmp_path / "b").problems == ()
+
+
 def test_what_no_record_has_a_place_for_is_noted(empty_mlflow: str, tmp_path: Path) -> None:
     """Tables, columns, links and values that are in use and not read are named; those without content are not."""
     client = MlflowClient(empty_mlflow)
@@ -170,14 +202,20 @@ def test_what_is_left_out_of_postgresql_is_noted(postgres_database: Callable[[],
         assert len(source.notes()) == 5
 
 
-def test_a_destination_that_is_not_there_is_noted(empty_mlflow: str, tmp_path: Path) -> None:
-    """Files behind a server are read in the folder that the caller names: a misspelled one is told, not taken for empty."""
+def test_a_destination_that_is_not_there_is_refused(empty_mlflow: str, tmp_path: Path) -> None:
+    """Files behind a server are read in the folder that the caller names: a misspelled one is an error before anything is
+    packed, and an empty one, as of a disk that is not mounted, is noted."""
     client = MlflowClient(empty_mlflow)
-    client.create_run(client.create_experiment("behind", artifact_location="mlflow-artifacts:/7"))
+    run = client.create_run(client.create_experiment("behind", artifact_location="mlflow-artifacts:/7")).info.run_id
     asked: dict[str, Any] = {"bundle": tmp_path / "b", "tracking_uri": empty_mlflow}
-    notes = pack(artifacts_destination=tmp_path / "misspelled", **asked).notes
-    assert [str(tmp_path / "misspelled") in note for note in notes] == [True]
+    (tmp_path / "file").write_text("")
+    for wrong in (tmp_path / "misspelled", tmp_path / "file"):
+        with pytest.raises(UsageError, match=str(wrong)):
+            pack(artifacts_destination=wrong, **asked)
+    assert not (tmp_path / "b").exists()
     (tmp_path / "right").mkdir()
+    assert [str(tmp_path / "right") in note for note in pack(artifacts_destination=tmp_path / "right", **asked).notes] == [True]
+    (tmp_path / f"right/7/{run}/artifacts").mkdir(parents=True)
     assert pack(artifacts_destination=tmp_path / "right", **asked).notes == ()
 
 
@@ -195,6 +233,60 @@ def test_a_missing_bucket_is_not_an_empty_one(s3_bucket: Bucket, empty_mlflow: s
         pack(**asked)
     assert len(error.value.problems) == 1
     assert pack(experiment=s3_bucket.name, **asked).counts["file"] == 0
+
+
+def test_an_empty_prefix_of_a_bucket_is_noted(s3_bucket: Bucket, empty_mlflow: str, tmp_path: Path) -> None:
+    """A misspelled prefix cannot be told from one where nothing was logged yet: a note says that nothing lies there."""
+    place = f"s3://{s3_bucket.name}/mlruns"
+    asked: dict[str, Any] = {"bundle": tmp_path / "b", "tracking_uri": empty_mlflow, "artifacts_destination": place}
+    asked["artifact_storage_options"] = s3_bucket.storage_options
+    assert [place in note for note in pack(**asked).notes] == [True]
+    FsspecArtifacts(place, s3_bucket.storage_options)._fs.pipe_file(f"{s3_bucket.name}/mlruns/0/a", b"a")
+    assert pack(**asked).notes == ()
+
+
+def logged(uri: str, folder: Path, *, names: Sequence[str] = ("one", "two")) -> list[str]:
+    """Runs of one experiment, each with a file below ``folder``; their ids."""
+    client = MlflowClient(uri)
+    experiment = client.create_experiment("files", artifact_location=f"{folder}/1")
+    runs = [client.create_run(experiment, run_name=name).info.run_id for name in names]
+    for run in runs:
+        client.log_text(run, run, "a.txt")
+    return runs
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_files_below_a_place_that_is_not_mounted_any_more_are_problems(empty_mlflow: str, tmp_path: Path, empty: bool) -> None:
+    """Files that the last snapshot has are not gone because the folder of all is not there, or is an empty mount point. This
+    holds for every later pack, until the files are there again or everything is read anew."""
+    mounted = tmp_path / "mounted"
+    runs = logged(empty_mlflow, mounted)
+    asked: dict[str, Any] = {"bundle": tmp_path / "b", "tracking_uri": empty_mlflow}
+    pack(**asked)
+    mounted.rename(tmp_path / "elsewhere")
+    if empty:
+        mounted.mkdir()
+    for _ in range(2):
+        with pytest.raises(IncompleteError, match=f"nothing lies below {mounted}") as error:
+            pack(**asked)
+        assert {(problem.kind, problem.id) for problem in error.value.problems} == {("run", run) for run in runs}
+        assert pack(allow_partial=True, **asked).state == "partial"
+    anew = pack(full=True, **asked)
+    assert (anew.state, [str(mounted) in note for note in anew.notes]) == ("complete", [] if empty else [True])
+    if empty:
+        mounted.rmdir()
+    (tmp_path / "elsewhere").rename(mounted)
+    assert (pack(**asked).counts["file"], pack(**asked).notes) == (2, ())
+
+
+def test_files_that_are_gone_are_noted(empty_mlflow: str, tmp_path: Path) -> None:
+    """A run that had files and has none any more, where others still have theirs, is counted in a note, once."""
+    lost, _ = logged(empty_mlflow, tmp_path / "files")
+    asked: dict[str, Any] = {"bundle": tmp_path / "b", "tracking_uri": empty_mlflow}
+    pack(**asked)
+    shutil.rmtree(tmp_path / "files/1" / lost)
+    assert pack(**asked).notes == ("1 run had files in an earlier snapshot and has none any more",)
+    assert pack(**asked).notes == ()
 
 
 def test_a_file_in_the_place_of_a_folder_is_told(s3_bucket: Bucket) -> None:
@@ -239,6 +331,22 @@ def test_links_that_lead_nowhere_are_problems_of_a_file_store(tmp_path: Path) ->
 
 
 # -- servers -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_read_is_not_called_missing(tmp_path: Path) -> None:
+    """An experiment of a file store whose file is damaged is there: named by its id, the error says so. Its name nobody knows:
+    the hint says that there is one such."""
+    for number, name in ((0, "Default"), (17, "[torn")):
+        (tmp_path / f"mlruns/{number}").mkdir(parents=True)
+        text = f"experiment_id: '{number}'\nname: {name}\nlifecycle_stage: active\n"
+        (tmp_path / f"mlruns/{number}/meta.yaml").write_text(text)
+    asked: dict[str, Any] = {"bundle": tmp_path / "b", "tracking_uri": tmp_path / "mlruns"}
+    with pytest.raises(CorruptError, match=r"17/meta\.yaml: the file is not YAML") as error:
+        pack("17", **asked)
+    assert "verify" not in str(error.value.hint)
+    with pytest.raises(NotFoundError, match="'torn'") as missing:
+        pack("torn", **asked)
+    assert missing.value.hint == "1 experiment cannot be read: only the id is known (for example 17)"
 
 
 def test_an_empty_answer_is_no_empty_list() -> None:

@@ -103,6 +103,20 @@ def test_a_page_that_is_no_mlflow_is_named() -> None:
         assert RestClient(peer.url).version() == ""
 
 
+@pytest.mark.parametrize("status", [404, 405])
+def test_a_wrong_path_is_hinted_at(status: int) -> None:
+    """A web server that has no such page may be the right machine with a wrong path; MLflow's own refusals are none of that."""
+    body = b"<!doctype html><html>Not Found</html>"
+    with serve(lambda *_: (status, body, None)) as peer, pytest.raises(RefusedError) as page:
+        RestClient(f"{peer.url}/wrong").post_json(f"{API}experiments/search", {})
+    assert "tracking URI" in (page.value.hint or "")
+    assert page.value.endpoint_missing
+    body = b'{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no such run"}'
+    with serve(lambda *_: (404, body, None)) as peer, pytest.raises(RefusedError) as refusal:
+        RestClient(peer.url).post_json(f"{API}runs/get", {})
+    assert refusal.value.hint is None
+
+
 def test_json_of_somebody_else_is_no_empty_list() -> None:
     """An object in which nothing is known is an error; one without members, or with an empty list, is an empty list."""
     foreign = [b'{"message": "please log in", "code": 7}', b'{"message": "please wait", "code": NaN}']

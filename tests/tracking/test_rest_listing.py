@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from urllib.parse import parse_qs, urlsplit
 
+import pytest
+
+from mlflow_bundle.errors import ServerError
 from mlflow_bundle.tracking._rest import RestClient
 from mlflow_bundle.tracking.rest._features import SourceServer
 from mlflow_bundle.tracking.rest._listing import listed
@@ -77,6 +81,43 @@ def test_a_list_that_never_stands_still_is_told() -> None:
     assert asked <= 50
     assert len(doubts) == 1
     assert _PATH in doubts[0]
+
+
+def test_items_that_cannot_be_told_apart() -> None:
+    """Items without the member that tells them apart are an error of the server, and not taken for one."""
+    answer = json.dumps({"things": [{"size": 1}, {"size": 2}]}).encode()
+    with serve(lambda *_: (200, answer, None)) as peer, pytest.raises(ServerError, match="has no 'name'"):
+        listed(RestClient(peer.url), _PATH, "things", {}, by=("name",))
+
+
+def test_runs_that_are_looked_for_are_not_kept() -> None:
+    """Looking at a target for many restored runs takes no more memory than a page of them and their ids."""
+    runs, size, note = 3_000, 500, "x" * 5_000
+
+    def answer(method: str, asked: str, body: bytes) -> tuple[int, bytes, int | None]:
+        start = int(json.loads(body or b"{}").get("page_token") or 0)
+        tags = [{"key": "note", "value": note}, {"key": "mlflow_bundle.source.restore", "value": "complete"}]
+        page = [
+            {
+                "info": {"run_id": str(n), "experiment_id": "1", "lifecycle_stage": "active"},
+                "data": {"tags": [*tags, {"key": "mlflow_bundle.source.run_id", "value": f"old{n}"}]},
+            }
+            for n in range(start, start + size)
+        ]
+        more = {"next_page_token": str(start + size)} if start + size < runs else {}
+        return 200, json.dumps({"runs": page} | more).encode(), None
+
+    with serve(answer) as peer:
+        target = RestTarget(peer.url, bundle_id="test")
+        tracemalloc.start()
+        try:
+            found = target.restored_runs("1", [f"old{n}" for n in range(runs)])
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+            target.close()
+    assert len(found) == runs
+    assert peak < runs * len(note)
 
 
 def test_doubts_of_every_workspace_are_notes_of_the_source() -> None:

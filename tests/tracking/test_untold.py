@@ -12,7 +12,7 @@ import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
-from mlflow_bundle.errors import CorruptError, IncompleteError
+from mlflow_bundle.errors import IncompleteError
 from mlflow_bundle.tracking import pack, unpack
 from mlflow_bundle.tracking._port import RunQuery
 from mlflow_bundle.tracking.database._connection import parse_uri
@@ -103,7 +103,7 @@ def test_points_without_a_run_are_no_damage(empty_mlflow: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("text", ["{", "[1]"])
 def test_metadata_that_are_no_json_object_are_named(empty_mlflow: str, tmp_path: Path, text: str) -> None:
-    """A pack names the table and the assessment, instead of ending in the error of a parser."""
+    """A pack names the trace, the table and the assessment, instead of ending in the error of a parser."""
     execute(
         empty_mlflow,
         "INSERT INTO trace_info (request_id, experiment_id, timestamp_ms, status) VALUES ('tr-1', 0, 1, 'OK')",
@@ -111,7 +111,7 @@ def test_metadata_that_are_no_json_object_are_named(empty_mlflow: str, tmp_path:
         " last_updated_timestamp, source_type, valid, assessment_metadata, experiment_id, trace_timestamp_ms,"
         f" is_numeric_value) VALUES ('a-1', 'tr-1', 'n', 'feedback', '1', 1, 1, 'HUMAN', 1, '{text}', 0, 1, 1)",
     )
-    with pytest.raises(CorruptError, match="'a-1' in the table assessments"):
+    with pytest.raises(IncompleteError, match=r"trace tr-1: .* 'a-1' in the table assessments"):
         pack(bundle=tmp_path / "b", tracking_uri=empty_mlflow)
 
 

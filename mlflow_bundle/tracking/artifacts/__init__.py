@@ -15,13 +15,14 @@ import fsspec
 from mlflow_bundle._redact import redact_uri
 from mlflow_bundle.errors import StorageError, UsageError
 from mlflow_bundle.tracking._port import ArtifactStore
+from mlflow_bundle.tracking.artifacts._folders import folders_of
 from mlflow_bundle.tracking.artifacts._fsspec import FsspecArtifacts, PluginArtifacts
 from mlflow_bundle.tracking.artifacts._local import LocalArtifacts, local_path
 
 if TYPE_CHECKING:
     from mlflow_bundle.tracking._rest import RestClient
 
-__all__ = ["artifact_store", "missing_destination"]
+__all__ = ["artifact_store", "check_destination", "empty_destination"]
 
 #: Schemes that fsspec knows too, with another meaning of the URI or other credentials than MLflow's.
 _MLFLOW_ONLY: Final = frozenset({"dbfs", "ftp", "hdfs", "models", "runs", "sftp", "viewfs"})
@@ -66,13 +67,26 @@ def artifact_store(
     return _direct(uri, storage_options, tracking_uri=client.uri if client is not None else None)
 
 
-def missing_destination(artifacts_destination: str | None) -> list[str]:
-    """A note that the place which stands for ``mlflow-artifacts:`` is a folder that is not on this machine. A server makes it
-    with the first file, so that this is no error."""
-    if artifacts_destination is None or _scheme(artifacts_destination) not in {"", "file"}:
+def check_destination(artifacts_destination: str, storage_options: Mapping[str, Any] | None) -> None:
+    """Look whether the place that stands for ``mlflow-artifacts:`` can hold files at all.
+
+    Raises:
+        UsageError: it is a folder that does not exist.
+        StorageError: nobody can open such a place.
+    """
+    store = _direct(artifacts_destination, storage_options)
+    if isinstance(store, LocalArtifacts) and not (folder := Path(local_path(artifacts_destination)).absolute()).is_dir():
+        raise UsageError(
+            f"the artifacts destination {str(folder)!r} is {'no folder' if folder.exists() else 'not there'}",
+            hint="name the place that the server was started with; where nothing was ever logged, make that folder",
+        )
+
+
+def empty_destination(artifacts_destination: str | None, storage_options: Mapping[str, Any] | None) -> list[str]:
+    """A note that nothing lies in the place which stands for ``mlflow-artifacts:``: a disk may not be mounted there."""
+    if artifacts_destination is None or folders_of(_direct(artifacts_destination, storage_options)) != frozenset():
         return []
-    folder = Path(local_path(artifacts_destination)).absolute()
-    return [] if folder.is_dir() else [f"the artifacts destination {folder} does not exist: no file in it was archived"]
+    return [f"nothing lies at the artifacts destination {redact_uri(artifacts_destination)}: no file in it was archived"]
 
 
 def _direct(
@@ -109,7 +123,7 @@ def _behind_server(
     if client is None and not parts.scheme.startswith("http"):
         raise UsageError(
             f"the files of run {run_id} lie behind a tracking server at {redact_uri(uri)}",
-            hint="name the place with artifacts_destination, as the server was started with",
+            hint="name the place with artifacts_destination (--artifacts-destination), as the server was started with",
         )
     from mlflow_bundle.tracking._rest import RestClient  # noqa: PLC0415
     from mlflow_bundle.tracking.artifacts._http import ProxiedArtifacts  # noqa: PLC0415

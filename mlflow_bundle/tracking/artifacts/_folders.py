@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from mlflow_bundle.tracking._port import ArtifactStore
 
-__all__ = ["Folders"]
+__all__ = ["Folders", "folders_of"]
 
 
 @runtime_checkable
@@ -16,6 +16,11 @@ class _Listable(Protocol):
     """A store that can tell what lies at its root without looking further down."""
 
     def folders(self) -> frozenset[str] | None: ...
+
+
+def folders_of(store: ArtifactStore) -> frozenset[str] | None:
+    """The names of all that lies at the root of a store, in lower case; None where nobody can tell."""
+    return store.folders() if isinstance(store, _Listable) else None
 
 
 class Folders:
@@ -33,7 +38,6 @@ class Folders:
             return False
         with self._lock:
             if place not in self._known:
-                store = open_store(place)
-                self._known[place] = store.folders() if isinstance(store, _Listable) else None
+                self._known[place] = folders_of(open_store(place))
             there = self._known[place]
         return there is not None and identity.casefold() not in there

@@ -12,6 +12,7 @@ import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
@@ -33,6 +34,7 @@ from mlflow_bundle.errors import (
 from mlflow_bundle.tracking.database._adbc import Answer, Session
 
 __all__ = [
+    "MEND",
     "Column",
     "Connection",
     "DatabaseUri",
@@ -56,6 +58,10 @@ _BATCH_ROWS: Final = 1 << 20
 _WITHOUT_COPY: Final = {"adbc.postgresql.use_copy": "false"}
 _SUPPORTED: Final = "sqlite:///<file> and postgresql://<user>:<password>@<host>/<database>"
 _SCHEME: Final = re.compile(r"(?P<dialect>[A-Za-z0-9]+)(?:\+(?P<driver>[A-Za-z0-9_]+))?://")
+#: The first table of a statement.
+_FROM: Final = re.compile(r"\bFROM (?:wanted CROSS JOIN )?(\w+)")
+#: What to do about a column that holds what it must not.
+MEND: Final = "mend that row in the database: in SQLite, typeof() of the column tells it from the others"
 #: What the drivers raise: the last one comes from a reader of batches.
 _DRIVER_ERRORS: Final = (adbc_driver_manager.Error, OSError, pa.ArrowException)
 _REFUSED: Final = re.compile(r"constraint failed|datatype mismatch|SQLSTATE: 2[23]")
@@ -245,7 +251,7 @@ class Connection:
         with self._errors():
             table = self._session.table(sql, **self._batches_of(_BATCH_ROWS))
             self._check_frozen()
-        return self._conform(table, schema)
+        return self._conform(table, schema, sql)
 
     def stream(self, sql: str, schema: pa.Schema, rows: int) -> Iterator[pa.Table]:
         """The answer of a query in tables of at most ``rows`` rows. Other queries may run between them."""
@@ -260,7 +266,7 @@ class Connection:
                 table = self._session.table(f"FETCH FORWARD {rows} FROM {name}", **_WITHOUT_COPY)
             if table.num_rows == 0:
                 break
-            yield self._conform(table, schema)
+            yield self._conform(table, schema, sql)
         # One that is left early ends with the transaction.
         self.run(f"CLOSE {name}")
 
@@ -276,7 +282,7 @@ class Connection:
                 if batch is None:
                     break
                 if batch.num_rows:
-                    yield self._conform(pa.Table.from_batches([batch]), schema)
+                    yield self._conform(pa.Table.from_batches([batch]), schema, sql)
         finally:
             with self._lock:
                 answer.close()
@@ -294,14 +300,15 @@ class Connection:
                 hint="run again when nothing writes to it, or read through its server",
             )
 
-    def _conform(self, table: pa.Table, schema: pa.Schema) -> pa.Table:
+    def _conform(self, table: pa.Table, schema: pa.Schema, sql: str) -> pa.Table:
         columns = []
         for wanted, column in zip(schema, table.columns, strict=True):
             try:
                 columns.append(_conform(column, wanted))
             except (pa.ArrowException, ValueError) as error:
-                message = f"the column {wanted.name!r} in the database {self.uri.shown} does not hold what it must: {error}"
-                raise CorruptError(message, code="column") from error
+                of = "".join(f" of {name[1]}" for name in islice(_FROM.finditer(sql), 1))
+                message = f"the column {wanted.name!r}{of} in the database {self.uri.shown} does not hold what it must: {error}"
+                raise CorruptError(message, code="column", hint=MEND) from error
         return pa.table(columns, schema=schema)
 
     def set_pragmas(self, *pragmas: str) -> None:
@@ -381,7 +388,7 @@ def _conform(column: pa.ChunkedArray, wanted: pa.Field) -> pa.ChunkedArray:
     if column.type != wanted.type:
         integers = pa.types.is_integer(column.type) and pa.types.is_integer(wanted.type)
         if not integers and not (pa.types.is_boolean(column.type) and pa.types.is_integer(wanted.type)):
-            raise ValueError(f"{column.type} where {wanted.type} is needed")
+            raise ValueError(f"{column.type} where {wanted.type} is needed{_example(column)}")
         column = column.cast(wanted.type)
     if pa.types.is_string(wanted.type):
         column.validate(full=True)
@@ -392,9 +399,15 @@ def not_found(connection: Connection, table: str) -> CorruptError:
     """The error that a key which a table lists finds no row in it."""
     return CorruptError(
         f"in the database {connection.uri.shown}, rows of the table {table} are not found by their own keys",
-        code="column",
+        code="damaged",
         hint="SQLite: PRAGMA integrity_check, REINDEX, and keys that are BLOB where they must be TEXT",
     )
+
+
+def _example(column: pa.ChunkedArray) -> str:
+    """The first value of a column of texts that is no integer."""
+    odd = (text for text in column.to_pylist() if isinstance(text, str) and not text.lstrip("-").isdigit())
+    return "".join(f" (for example {text[:60]!r})" for text in islice(odd, 1))
 
 
 _COLUMNS: Final = pa.schema(

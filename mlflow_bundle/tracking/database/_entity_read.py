@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise, repeat
 from types import SimpleNamespace
 from typing import Any, Final
@@ -18,6 +19,7 @@ from mlflow_bundle import entities as e
 from mlflow_bundle.entities import Record
 from mlflow_bundle.errors import CorruptError
 from mlflow_bundle.kinds import KINDS, NO_TIME, order_key
+from mlflow_bundle.records import Problem
 from mlflow_bundle.tracking._port import EntityQuery
 from mlflow_bundle.tracking.database._connection import (
     Column,
@@ -29,6 +31,7 @@ from mlflow_bundle.tracking.database._connection import (
     slices,
 )
 from mlflow_bundle.tracking.database._entities import CHILD_FORMS, ENTITIES, LOGGED_MODEL_STATUS, Child, Entity, Form
+from mlflow_bundle.tracking.database._sound import sound
 from mlflow_bundle.tracking.database._traces_read import EXTRA_COLUMNS, complete_trace
 from mlflow_bundle.tracking.database._wanted import PLACE, Wanted
 
@@ -78,13 +81,26 @@ class EntityReader:
 
     # -- which ones ------------------------------------------------------------------------------------------------
 
-    def read(self, kind: str, query: EntityQuery) -> Iterator[list[Record]]:
-        """The records that match, in archive order, in batches of at most 1,000."""
+    def read(
+        self, kind: str, query: EntityQuery, *, broken: Callable[[Problem], object] | None = None
+    ) -> Iterator[list[Record]]:
+        """The records that match, in archive order, in batches of at most 1,000. ``broken`` takes a problem for each that
+        cannot be read.
+
+        Raises:
+            CorruptError: an entity cannot be read, and nobody takes it as a problem.
+        """
         entity = ENTITIES[kind]
-        keys = self._keys(entity, query)
-        whole = query == EntityQuery()
-        starts = range(0, keys.num_rows, _BATCH)
-        batches = (self._load(entity, _tuples(keys.slice(start, _BATCH)), whole=whole) for start in starts)
+        found = self._keys(entity, query)
+        load = partial(self._load, entity, whole=query == EntityQuery())
+        keys = (_tuples(found.slice(start, _BATCH)) for start in range(0, found.num_rows, _BATCH))
+        if broken is not None:
+
+            def tell(key: Key, error: CorruptError) -> None:
+                broken(self._problem(entity, key, error))
+
+            load = partial(sound, load, broken=tell)
+        batches = map(load, keys)
         if entity.created:
             yield from batches
         else:
@@ -170,6 +186,11 @@ class EntityReader:
         return f"({' OR '.join(parts)})" if parts else "1 = 0"
 
     # -- what they hold --------------------------------------------------------------------------------------------
+
+    def _problem(self, entity: Entity, key: Key, error: CorruptError) -> Problem:
+        (identity,) = _identities(entity, self._key(entity), [key])
+        message = f"{entity.kind.replace('_', ' ')} {identity}: {error.message}"
+        return Problem(code=error.code, message=message, kind=entity.kind, id=identity)
 
     def _load(self, entity: Entity, keys: Sequence[Key], *, whole: bool) -> list[Record]:
         """The complete records with these keys, in their order."""

@@ -34,7 +34,7 @@ from mlflow_bundle.tracking._port import (
 )
 from mlflow_bundle.tracking._spans import IN_DATABASE
 from mlflow_bundle.tracking._workspaces import Homes
-from mlflow_bundle.tracking.database._connection import Connection, literal
+from mlflow_bundle.tracking.database._connection import Connection, literal, literals
 from mlflow_bundle.tracking.database._entity_expected import ExpectedEntities, location_of
 from mlflow_bundle.tracking.database._entity_limits import EntityLimits
 from mlflow_bundle.tracking.database._entity_read import EntityReader
@@ -43,6 +43,7 @@ from mlflow_bundle.tracking.database._files import compare_files, complete_files
 from mlflow_bundle.tracking.database._owned_read import OwnedReader
 from mlflow_bundle.tracking.database._places import Places, same_place
 from mlflow_bundle.tracking.database._points import model_rows_as_held
+from mlflow_bundle.tracking.database._rows import read_texts
 
 __all__ = ["EntityRestorer"]
 
@@ -53,6 +54,11 @@ _NEVER: Final = ("gateway_secret",)
 _GROWING: Final = ("registered_model", "mcp_server")
 #: What the rows of a table are called.
 _ROWS: Final = {"spans/1": "spans", "model_metrics/1": "metric points"}
+#: The table of the rows of a kind, in an archive and here, and the column of their owner.
+_OWNED: Final = {
+    "trace": ("spans/1", "spans", "trace_id"),
+    "logged_model": ("model_metrics/1", "logged_model_metrics", "model_id"),
+}
 
 
 @dataclass(slots=True)
@@ -68,8 +74,8 @@ class _Work:
     changed: bool = False
 
     @property
-    def has_spans(self) -> bool:
-        """Whether the spans of a trace are in the database, and not in a file of it, which old releases do not mark."""
+    def has_rows(self) -> bool:
+        """Whether the rows are in the database, and not in a file of a trace, which old releases do not mark."""
         in_database = getattr(self.expected, "spans_location", UNSET) == IN_DATABASE
         return in_database or all(path != _TRACES_JSON for path, _, _ in self.plan.files)
 
@@ -139,6 +145,8 @@ class EntityRestorer:
                 self._take_existing(work, there, options)
         self._write_files([work for work in new if work.plan.files], open_blob)
         self._insert([work for work in new if work.result.action != "failed"])
+        if kind in _OWNED:
+            self._add_rows(kind, [work for work in alive if work.exists and work.result.action != "failed"])
         self._compare(kind, [work for work in alive if work.result.action != "failed"], open_blob)
         for work in works:
             if work.result.target_id is not None:
@@ -265,8 +273,6 @@ class EntityRestorer:
             problems, notes = write_new_files(store, work.plan.files, open_blob, result.kind, result.source_id)
             result.problems += problems
             result.notes += notes
-            if problems:
-                result.action = "failed"
 
     def _insert(self, works: Sequence[_Work]) -> None:
         """All in one transaction; where the database refuses one of them, each in its own."""
@@ -295,6 +301,29 @@ class EntityRestorer:
         self._append_model_metrics([work for work in works if isinstance(work.expected, LoggedModel)])
         self._append_spans([work for work in works if isinstance(work.expected, Trace)])
 
+    def _add_rows(self, kind: str, works: Sequence[_Work]) -> None:
+        """Give entities that are there without any rows those of the archive: an earlier restore was of a damaged one."""
+        rows, table, column = _OWNED[kind]
+        asked = {record_id(w.expected): w for w in works if w.plan.rows is not None and w.plan.rows.num_rows and w.has_rows}
+        if not asked:
+            return
+        query = f"SELECT DISTINCT {column} FROM {table} WHERE {column} IN {literals(asked)}"
+        bare = sorted(asked.keys() - set(read_texts(self._db, query)))
+        self._db.commit()  # a transaction that wrote after it had read could not wait for another writer of SQLite
+        for work in (asked[identity] for identity in bare):
+            try:
+                (self._append_spans if kind == "trace" else self._append_model_metrics)([work])
+                self._db.commit()
+            except ServerError as error:
+                self._db.rollback()
+                if error.code != "refused":
+                    raise
+                work.fail(error.message, "refused")
+                continue
+            work.changed, work.result.action = True, "merged"
+            what = kind.replace("_", " ")
+            work.result.notes.append(f"a {what} that was there without any {_ROWS[rows]} got those of the archive")
+
     def _append_model_metrics(self, works: Sequence[_Work]) -> None:
         rows: list[Row] = []
         for work in works:
@@ -308,7 +337,7 @@ class EntityRestorer:
         parts = []
         for work in works:
             trace, rows = cast("Trace", work.expected), work.plan.rows
-            if rows is not None and rows.num_rows and work.has_spans:
+            if rows is not None and rows.num_rows and work.has_rows:
                 ids = [pa.repeat(trace.trace_id, rows.num_rows), pa.repeat(int(trace.experiment_id), rows.num_rows)]
                 parts.append(pa.table([*ids, *rows.columns], names=["trace_id", "experiment_id", *rows.column_names]))
         if parts:
@@ -343,12 +372,12 @@ class EntityRestorer:
         result.files, result.file_bytes = found.files, found.bytes
         for note in found.notes:
             result.keeps(note)
-        named = {problem.path for problem in problems}
+        named = {problem.path for problem in (*result.problems, *problems) if problem.path}
         result.problems += [*problems, *(problem for problem in found.problems if problem.path not in named)]
         for path, _, _ in found.missing:
             if path not in named:
                 work.fail(f"the file {path!r} is not there", "file-missing", path)
-        if problems or found.problems:
+        if any(problem.path for problem in result.problems) or found.problems:
             result.action = "failed"
         elif found.added:
             result.action = "merged"
@@ -373,7 +402,7 @@ class EntityRestorer:
             there = pa.concat_tables(found[number]).combine_chunks() if number in found else wanted.slice(0, 0)
             work.result.rows = there.num_rows
             if not _same_rows(there, wanted):
-                if table == "spans/1" and not work.has_spans:
+                if table == "spans/1" and not work.has_rows:
                     continue
                 work.fail(f"{there.num_rows} rows were read back where {wanted.num_rows} were expected, or others", DIFFERS)
 

@@ -129,7 +129,10 @@ def compare_files(
             found.files += 1
             found.bytes += size
         else:
-            message = f"the file {path!r} has another content than the archived one, and stays"
+            message = (
+                f"the file {path!r} has another content than the archived one, and stays: if an earlier unpack left it there,"
+                " delete it at the target and unpack again"
+            )
             found.problems.append(_problem(kind, identity, message, code=FILE_DIFFERS, path=path))
     others = len(there) - len(there & {path for path, _, _ in files})
     if others:

@@ -15,8 +15,8 @@ from mlflow_bundle.errors import CorruptError, NotFoundError
 from mlflow_bundle.kinds import PARENT_TAG
 from mlflow_bundle.records import Dataset, DatasetInput, Experiment, KeyValue, Problem, Run, Source, order_key, record_id
 from mlflow_bundle.tracking._filter import matching
-from mlflow_bundle.tracking._port import ArtifactStore, EntityQuery, RunQuery
-from mlflow_bundle.tracking.artifacts import artifact_store, missing_destination
+from mlflow_bundle.tracking._port import ArtifactStore, EntityQuery, RunQuery, run_problem
+from mlflow_bundle.tracking.artifacts import artifact_store, empty_destination
 from mlflow_bundle.tracking.artifacts._folders import Folders
 from mlflow_bundle.tracking.artifacts._own import NoArtifacts, own_location
 from mlflow_bundle.tracking.database._archived_spans import ArchivedSpans
@@ -33,6 +33,7 @@ from mlflow_bundle.tracking.database._connection import (
 from mlflow_bundle.tracking.database._entity_read import EntityReader
 from mlflow_bundle.tracking.database._owned_read import OwnedReader
 from mlflow_bundle.tracking.database._points_read import PointReader
+from mlflow_bundle.tracking.database._sound import sound
 from mlflow_bundle.tracking.database._unread import archived_columns, unread
 from mlflow_bundle.tracking.database._untold import Untold
 
@@ -148,6 +149,8 @@ class DatabaseSource:
         self._runs: Sequence[str] = ()
         self._whole = False
         self._rows_of_runs: Counter[str] = Counter()
+        #: What could not be read, by kind and id: a pack may ask for the same several times.
+        self._broken: dict[tuple[str, str], Problem] = {}
 
     @property
     def description(self) -> Source:
@@ -211,8 +214,8 @@ class DatabaseSource:
         ids = self._ordered_ids(where)
         for start in range(0, len(ids), BATCH_RUNS):
             wanted = ids[start : start + BATCH_RUNS].to_pylist()
-            batch = self._load(wanted)
-            if len(batch) != len(wanted):
+            batch = self._sound(wanted)
+            if len(batch) + sum(("run", run_id) in self._broken for run_id in wanted) != len(wanted):
                 raise not_found(self._db, "runs")
             if whole:
                 params, tags = (sum(map(len, pairs)) for pairs in ((r.params for r in batch), (r.tags for r in batch)))
@@ -244,7 +247,7 @@ class DatabaseSource:
 
     def runs_by_id(self, run_ids: Sequence[str]) -> list[Run]:
         """These runs as far as they exist, in archive order."""
-        found = [run for ids in slices(sorted(set(run_ids)), BATCH_RUNS) for run in self._load(ids)]
+        found = [run for ids in slices(sorted(set(run_ids)), BATCH_RUNS) for run in self._sound(ids)]
         return sorted(found, key=order_key)
 
     def children(self, run_ids: Sequence[str]) -> list[Run]:
@@ -254,6 +257,17 @@ class DatabaseSource:
             sql = f"SELECT run_uuid FROM tags WHERE key = '{PARENT_TAG}' AND value IN {literals(ids)}"
             found.update(self._db.fetch(sql, _IDS).column(0).to_pylist())
         return self.runs_by_id(sorted(found))
+
+    def _sound(self, ids: Sequence[str]) -> list[Run]:
+        """The same as ``_load`` gives, without those that cannot be read: they become problems."""
+
+        def broken(run_id: str, error: CorruptError) -> None:
+            self._note_broken(run_problem(run_id, f"run {run_id}: {error.message}", code=error.code))
+
+        return sound(self._load, ids, broken)
+
+    def _note_broken(self, problem: Problem) -> None:
+        self._broken[problem.kind, problem.id] = problem
 
     def _load(self, ids: Sequence[str]) -> list[Run]:
         """Complete records of these runs as far as they exist, in this order."""
@@ -349,7 +363,7 @@ class DatabaseSource:
 
     def entities(self, kind: str, query: EntityQuery) -> Iterator[list[Record]]:
         """The records of a kind that match, in archive order."""
-        return self._entities.read(kind, query)
+        return self._entities.read(kind, query, broken=self._note_broken)
 
     def rows(self, table: str, ids: Sequence[str]) -> Iterator[pa.Table]:
         """The rows of ``model_metrics/1`` or ``spans/1`` of these owners."""
@@ -358,7 +372,7 @@ class DatabaseSource:
     def problems(self) -> list[Problem]:
         """What could not be read, so far."""
         hidden = self._untold.problems(self._rows_read()) if self._whole else []
-        return [*self._owned.problems, *self._archived.problems, *hidden]
+        return [*self._broken.values(), *self._owned.problems, *self._archived.problems, *hidden]
 
     def _rows_read(self) -> dict[str, int]:
         """The rows that were read when everything was asked for, by table."""
@@ -370,7 +384,7 @@ class DatabaseSource:
             *unread(self._db, self._tables, self._runs),
             *(self._untold.notes(self._rows_read()) if self._whole else ()),
             *self._archived.notes(),
-            *missing_destination(self._destination),
+            *empty_destination(self._destination, self._storage_options),
         ]
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ from mlflow_bundle.kinds import PARENT_TAG
 from mlflow_bundle.records import KeyValue, Problem, Run
 from mlflow_bundle.tracking._compare import record_differences
 from mlflow_bundle.tracking._port import CANNOT_HOLD, NOT_RESTORED, ArtifactStore, OpenBlob, PlannedRun, RunResult, run_problem
-from mlflow_bundle.tracking.database._connection import Connection, literal, literals
+from mlflow_bundle.tracking.database._connection import Connection, literals
 from mlflow_bundle.tracking.database._files import FilesFound, compare_files, complete_files, write_new_files
 from mlflow_bundle.tracking.database._limits import Limits
 from mlflow_bundle.tracking.database._places import Places, same_place
@@ -38,6 +38,14 @@ def existing_runs(connection: Connection, run_ids: Iterable[str]) -> set[str]:
     """Those of the runs that are in the database."""
     held = [run_id for run_id in run_ids if "\0" not in run_id]
     return set(read_texts(connection, f"SELECT run_uuid FROM runs WHERE run_uuid IN {literals(held)}")) if held else set()
+
+
+def _without_points(connection: Connection, run_ids: Iterable[str]) -> set[str]:
+    """Those of the runs that have no metric point in the database."""
+    some = "SELECT 1 FROM {} WHERE {}.run_uuid = runs.run_uuid"
+    none = " AND ".join(f"NOT EXISTS ({some.format(table, table)})" for table in ("metrics", "latest_metrics"))
+    wanted = literals(run_ids)
+    return set(read_texts(connection, f"SELECT run_uuid FROM runs WHERE run_uuid IN {wanted} AND {none}"))
 
 
 def expected_run(run: Run, places: Places, experiment_id: str, parent_id: str | None = None) -> Run:
@@ -91,8 +99,9 @@ class RunRestorer:
             )
         works = self._plan(runs)
         new = [work for work in works if work.expected is not None and not work.exists]
+        bare = self._bare([work for work in works if work.exists])
         ids = [planned.source.run_id for planned in runs]
-        stage = PointStage(self._db, ids, [work in new for work in works], self._limits.key)
+        stage = PointStage(self._db, ids, [work in new or work in bare for work in works], self._limits.key)
         try:
             staged = map(stage.add, prefetch(metrics))
             if self._read_back:
@@ -101,7 +110,8 @@ class RunRestorer:
                 deque(staged, maxlen=0)
             self._db.commit()
             self._write_files(new, open_blob)
-            self._insert(new, stage)
+            self._insert(new, stage, where=f"run_uuid NOT IN {_ids(bare)}" if bare else "1 = 1")
+            self._add_points(bare, stage)
         finally:
             self._db.rollback()
             stage.clear()
@@ -132,29 +142,58 @@ class RunRestorer:
             work.result.problems += problems
             work.result.notes += notes
 
-    def _insert(self, works: Sequence[_Work], stage: PointStage, *, only: str | None = None) -> None:
-        """Make the runs visible, all in one transaction; where the database refuses one of them, each in its own."""
+    def _bare(self, works: Sequence[_Work]) -> list[_Work]:
+        """The runs that are there as they are in the archive, but without any of the metric points that it has."""
+        asked = {work.planned.source.run_id: work for work in works if work.planned.metric_rows and work.expected is not None}
+        bare = sorted(_without_points(self._db, asked)) if asked else []
+        self._db.commit()
+        if not bare:
+            return []
+        with self._look() as source:
+            there = source.runs_by_id(bare)
+        return [asked[run.run_id] for run in there if not _differences(asked[run.run_id], run)]
+
+    def _add_points(self, works: Sequence[_Work], stage: PointStage) -> None:
+        """Give runs that lack all metric points those of the archive: an earlier restore was of a damaged one."""
         if not works:
             return
         try:
-            self._insert_together([work.expected for work in works if work.expected is not None], stage, only)
+            stage.insert(f"run_uuid IN {_ids(works)}")
+            self._db.commit()
+        except ServerError as error:
+            if error.code != "refused":
+                raise
+            self._db.rollback()
+            for work in works:
+                work.fail(error.message, "refused")
+        else:
+            for work in works:
+                work.result.notes.append("a run that was there without any metric point got those of the archive")
+
+    def _insert(self, works: Sequence[_Work], stage: PointStage, *, where: str) -> None:
+        """Make the runs visible with the staged points ``where`` selects, all in one transaction; where the database refuses
+        one of them, each in its own."""
+        if not works:
+            return
+        try:
+            self._insert_together([work.expected for work in works if work.expected is not None], stage, where)
         except ServerError as error:
             if error.code != "refused":
                 raise
             self._db.rollback()
             if len(works) > 1:
                 for work in works:
-                    self._insert([work], stage, only=work.planned.source.run_id)
+                    self._insert([work], stage, where=f"run_uuid IN {_ids([work])}")
             else:
                 works[0].fail(error.message, "refused")
                 works[0].expected = None
 
-    def _insert_together(self, runs: Sequence[Run], stage: PointStage, only: str | None) -> None:
+    def _insert_together(self, runs: Sequence[Run], stage: PointStage, where: str) -> None:
         datasets = known_datasets(self._db, runs)
         # A transaction that wrote after it had read could not wait for another writer of SQLite.
         self._db.commit()
         append_runs(self._db, runs, datasets)
-        stage.insert("1 = 1" if only is None else f"run_uuid = {literal(only)}")
+        stage.insert(where)
         self._db.commit()
 
     # -- reading back -----------------------------------------------------------------------------------------------------
@@ -209,6 +248,16 @@ class RunRestorer:
             for path, _, _ in found.missing:
                 if path not in named:
                     work.fail(f"the file {path!r} is not there", "file-missing", path)
+
+
+def _differences(work: _Work, there: Run) -> list[str]:
+    """In what a run that was there is another one; its files stay where they are."""
+    assert work.expected is not None
+    return record_differences(msgspec.structs.replace(work.expected, artifact_uri=there.artifact_uri), there)
+
+
+def _ids(works: Iterable[_Work]) -> str:
+    return literals(work.planned.source.run_id for work in works)
 
 
 def _report_points(works: Sequence[_Work], stage: PointStage) -> None:

@@ -19,7 +19,7 @@ from mlflow_bundle.records import Experiment, Problem, Source
 from mlflow_bundle.tracking._filter import matching
 from mlflow_bundle.tracking._port import ROW_ORDER, ROW_SCHEMAS, SERIES_SCHEMA, ArtifactStore, EntityQuery, RunQuery
 from mlflow_bundle.tracking._spans import SPAN_SIGNS, span_texts, span_values, spans_not_found, spans_table
-from mlflow_bundle.tracking.artifacts import missing_destination
+from mlflow_bundle.tracking.artifacts import empty_destination
 from mlflow_bundle.tracking.artifacts._own import NoArtifacts, own_location
 from mlflow_bundle.tracking.filestore import _layout as layout
 from mlflow_bundle.tracking.filestore._catalogue import KINDS_OF_STORE, Catalogue, problem_of
@@ -61,7 +61,7 @@ class FileSource:
         self._problems: dict[Problem, None] = dict.fromkeys(self._catalogue.problems)
         self._completer = Completer(self._report)
         self._places = Places(artifacts_destination, storage_options)
-        self._destination = artifacts_destination
+        self._destination, self._storage_options = artifacts_destination, storage_options
         #: Traces that had spans, by their own metadata, and whose file of spans is not there.
         self._without_spans: list[str] = []
         self._description = Source(
@@ -291,7 +291,8 @@ class FileSource:
     def notes(self) -> list[str]:
         """What was left out as none of MLflow's, and which files were read elsewhere than the store says."""
         lost = spans_not_found(self._without_spans)
-        return [*self._catalogue.notes(), *self._places.notes(), *lost, *missing_destination(self._destination)]
+        empty = empty_destination(self._destination, self._storage_options)
+        return [*self._catalogue.notes(), *self._places.notes(), *lost, *empty]
 
     def close(self) -> None:
         """Remove the temporary files."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Literal, TypeVar
 
 import msgspec
@@ -24,6 +24,7 @@ __all__ = [
     "experiments",
     "get_run",
     "model_links",
+    "of_all_runs",
     "quoted",
     "run_ids",
     "runs_among",
@@ -230,13 +231,16 @@ def all_runs(client: RestClient, search: SearchRuns) -> list[RunAnswer]:
     return steady(client, _SEARCH_RUNS, lambda: _pages(client, search), lambda run: run.run_id)
 
 
+def of_all_runs(
+    client: RestClient, search: SearchRuns, *, make: Callable[[RunAnswer], Item], key: Callable[[Item], str]
+) -> list[Item]:
+    """What ``make`` keeps of each run that a search finds, each once by ``key``. Of the runs themselves only a page is kept."""
+    return steady(client, _SEARCH_RUNS, lambda: (list(map(make, runs)) for runs in _pages(client, search)), key)
+
+
 def run_ids(client: RestClient, search: SearchRuns) -> list[str]:
     """The ids of all that a search finds, each once."""
-
-    def read() -> Iterator[list[str]]:
-        return ([run.run_id for run in runs] for runs in _pages(client, search))
-
-    return steady(client, _SEARCH_RUNS, read, str)
+    return of_all_runs(client, search, make=lambda run: run.run_id, key=str)
 
 
 def _pages(client: RestClient, search: SearchRuns) -> Iterator[tuple[RunAnswer, ...]]:

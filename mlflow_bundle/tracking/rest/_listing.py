@@ -87,10 +87,17 @@ def steady(
 def listed(
     client: RestClient, path: str, member: str, params: Params, *, by: Sequence[str], post: bool = False
 ) -> list[Answer]:
-    """A whole list, each item once. ``by`` are the members that tell items apart."""
+    """A whole list, each item once. ``by`` are the members that tell items apart.
+
+    Raises:
+        ServerError: an item lacks one of these.
+    """
 
     def key(item: Answer) -> Hashable:
-        return tuple(item.get(name) for name in by)
+        try:
+            return tuple(item[name] for name in by)
+        except KeyError as error:
+            raise ServerError(f"{path} lists something among the {member} that has no {error.args[0]!r}") from error
 
     return steady(client, path, lambda: pages(client, path, member, params, post=post), key)
 

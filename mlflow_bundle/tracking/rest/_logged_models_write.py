@@ -31,7 +31,7 @@ from mlflow_bundle.tracking.rest._answers import chunks
 from mlflow_bundle.tracking.rest._expected import COMPLETE, DIGEST_TAG, RESTORE_TAG, STARTED, completion, keep_earlier
 from mlflow_bundle.tracking.rest._model_links import ModelLinks, WritableRuns
 from mlflow_bundle.tracking.rest._once import create_once, delete_once
-from mlflow_bundle.tracking.rest._road import Server, files_besides, not_restored, paged, tag_map
+from mlflow_bundle.tracking.rest._road import Server, files_besides, lost_file, not_restored, paged, tag_map
 
 __all__ = ["LoggedModelWriter"]
 
@@ -269,17 +269,18 @@ class LoggedModelWriter:
         others = PlannedEntity(record=plan.record, files=tuple(file for file in plan.files if file[0] != _MLMODEL))
         self._server.send_files(others, result, store, open_blob)
         for path, _, sha256 in rewritten:
-            with open_blob(sha256) as stream:
-                content = rewrite_mlmodel(stream.read(), _model(plan), made["info"]["model_id"], location, ids)
-            store.write(path, io.BytesIO(content), len(content))
-            with store.open(path) as back:
-                if file_hex(back) != hex_of(content):
-                    message = f"the file {path!r} was read back from the target with other content"
-                    result.problems.append(not_restored(result, message, code=DIFFERS, path=path))
-                    result.action = "failed"
-                    continue
-            result.files += 1
-            result.file_bytes += len(content)
+            with lost_file(result, path):
+                with open_blob(sha256) as stream:
+                    content = rewrite_mlmodel(stream.read(), _model(plan), made["info"]["model_id"], location, ids)
+                store.write(path, io.BytesIO(content), len(content))
+                with store.open(path) as back:
+                    if file_hex(back) != hex_of(content):
+                        message = f"the file {path!r} was read back from the target with other content"
+                        result.problems.append(not_restored(result, message, code=DIFFERS, path=path))
+                        result.action = "failed"
+                        continue
+                result.files += 1
+                result.file_bytes += len(content)
 
     def _send_metrics(self, plan: PlannedEntity, result: EntityResult, made: Mapping[str, Any], ids: IdMap) -> None:
         """Points that the model does not have yet: a point that is there makes a server refuse the request halfway."""

@@ -21,7 +21,7 @@ from mlflow_bundle.kinds import PARENT_TAG
 from mlflow_bundle.records import Experiment, Problem, Record, Run, Source, order_key, record_id
 from mlflow_bundle.tracking._port import ArtifactStore, EntityQuery, RunQuery
 from mlflow_bundle.tracking._rest import RefusedError, RestClient
-from mlflow_bundle.tracking.artifacts import artifact_store, missing_destination
+from mlflow_bundle.tracking.artifacts import artifact_store, empty_destination
 from mlflow_bundle.tracking.artifacts._local import local_path
 from mlflow_bundle.tracking.artifacts._own import NoArtifacts, own_location
 from mlflow_bundle.tracking.rest._answers import (
@@ -218,7 +218,7 @@ class RestSource:
 
     def notes(self) -> list[str]:
         """What may be missing without being an error."""
-        said = [*self._entities.notes(), *missing_destination(self._artifacts_destination)]
+        said = [*self._entities.notes(), *empty_destination(self._artifacts_destination, self._storage_options)]
         if self._nothing:
             said.append("the server shows no experiment at all: nothing was there, or nothing may be seen")
         if purged := self._histories.purged:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -14,7 +15,7 @@ from msgspec import UNSET
 from mlflow_bundle._digests import file_hex
 from mlflow_bundle._parallel import bounded_map
 from mlflow_bundle.entities import KeyValue, Record
-from mlflow_bundle.errors import AuthError, BundleError, ServerError
+from mlflow_bundle.errors import AuthError, BundleError, CorruptError, LimitError, NotFoundError, ServerError
 from mlflow_bundle.kinds import record_id
 from mlflow_bundle.records import Problem
 from mlflow_bundle.tracking._port import (
@@ -29,9 +30,11 @@ from mlflow_bundle.tracking._port import (
 from mlflow_bundle.tracking._rest import API, RestClient
 from mlflow_bundle.tracking.rest._once import send_file
 
-__all__ = ["SOURCE_BUNDLE", "Server", "files_besides", "not_restored", "paged", "tag_map"]
+__all__ = ["LOST", "SOURCE_BUNDLE", "Server", "files_besides", "lost_file", "not_restored", "paged", "tag_map"]
 
 SOURCE_BUNDLE: Final = SOURCE_TAG_PREFIX + "bundle_id"
+#: What reading a damaged content raises.
+LOST: Final = (CorruptError, LimitError, NotFoundError)
 #: Ids of logged models and evaluation datasets as MLflow makes them.
 _MADE_ID: Final = re.compile(r"[md]-[0-9a-f]{32}")
 
@@ -96,18 +99,30 @@ class Server:
         store: ArtifactStore,
         open_blob: OpenBlob,
     ) -> None:
-        """Write the files of an entity, read them back and compare their digests."""
+        """Write the files of an entity, read them back and compare their digests. One that the archive has lost is a problem,
+        and the others go on."""
         for path, size, sha256 in plan.files:
-            send_file(store, path, size, partial(open_blob, sha256))
-            with store.open(path) as stream:
-                found = file_hex(stream)
-            if found != sha256:
-                message = f"the file {path!r} was read back from the target with other content"
-                result.problems.append(not_restored(result, message, code=DIFFERS, path=path))
-                result.action = "failed"
-            else:
-                result.files += 1
-                result.file_bytes += size
+            with lost_file(result, path):
+                send_file(store, path, size, partial(open_blob, sha256))
+                with store.open(path) as stream:
+                    found = file_hex(stream)
+                if found != sha256:
+                    message = f"the file {path!r} was read back from the target with other content"
+                    result.problems.append(not_restored(result, message, code=DIFFERS, path=path))
+                    result.action = "failed"
+                else:
+                    result.files += 1
+                    result.file_bytes += size
+
+
+@contextmanager
+def lost_file(result: EntityResult, path: str) -> Iterator[None]:
+    """A file whose content is damaged is a problem of its owner, which is not complete without it."""
+    try:
+        yield
+    except LOST as error:
+        result.problems.append(not_restored(result, f"file {path!r}: {error.message}", code=error.code, path=path))
+        result.action = "failed"
 
 
 def not_restored(result: EntityResult, message: str, *, code: str = NOT_RESTORED, path: str = "") -> Problem:

@@ -12,6 +12,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from mlflow_bundle._parallel import bounded_map
 from mlflow_bundle.entities import Assessment, KeyValue, Trace
+from mlflow_bundle.records import Problem
 from mlflow_bundle.tracking._port import CANNOT_HOLD, NOT_RESTORED, EntityResult, PlannedEntity
 from mlflow_bundle.tracking.rest import _trace_expected as expected
 from mlflow_bundle.tracking.rest._answers import chunks
@@ -47,7 +48,7 @@ class TraceJob:
     ``later``: assessments that override others; ``last``: those that a deletion would take away; ``there``: the trace as it
     was at the target before, ``is_old`` with other times, state or data than the archive has. ``moved``: spans of a database
     become a file. ``completed``: the target lacked something of it. ``touched``: a tag was set, or one differs and stays.
-    ``stopped``: nothing more is tried.
+    ``stopped``: nothing more is tried. ``lost``: problems of files that the archive has lost, for which nothing stops.
     """
 
     plan: PlannedEntity
@@ -65,6 +66,7 @@ class TraceJob:
     is_old: bool = False
     touched: bool = False
     stopped: bool = False
+    lost: list[Problem] = field(default_factory=list)
 
     def report(self, message: str, *, code: str = NOT_RESTORED, path: str = "") -> None:
         """A problem of this trace."""

@@ -16,6 +16,7 @@ from mlflow_bundle.tracking._rest import RefusedError
 from mlflow_bundle.tracking._spans import IN_DATABASE, SPANS_IN_STORE
 from mlflow_bundle.tracking.rest._once import send_file
 from mlflow_bundle.tracking.rest._otlp import OTLP_HEADERS, UnspeakableError, otlp_request, otlp_span
+from mlflow_bundle.tracking.rest._road import LOST, not_restored
 from mlflow_bundle.tracking.rest._trace_answers import SPANS_LOCATION
 from mlflow_bundle.tracking.rest._trace_expected import same_span
 from mlflow_bundle.tracking.rest._trace_files import TRACE_PAYLOAD
@@ -112,7 +113,10 @@ class PayloadWriter:
         if composed:
             self._put_file(job, store, (TRACE_PAYLOAD, len(composed), hex_of(composed)), lambda: io.BytesIO(composed))
         for file in files:
-            self._put_file(job, store, file, partial(open_blob, file[2]))
+            try:
+                self._put_file(job, store, file, partial(open_blob, file[2]))
+            except LOST as error:
+                job.lost.append(not_restored(job.result, f"file {file[0]!r}: {error.message}", code=error.code, path=file[0]))
 
     def _store(self, job: TraceJob) -> ArtifactStore:
         info = job.there or next(iter(trace_infos(self._server.client, [job.trace.trace_id])), None)

@@ -113,6 +113,9 @@ class TraceWriter:
         self._road.each(jobs, self._checker.compare)
         self._checker.compare_links(jobs)
         for job in jobs:
+            if job.lost:
+                job.result.problems += job.lost
+                job.result.action = "failed"
             if job.there is not None and job.result.action == "restored":
                 job.result.action = "merged" if job.completed or job.touched else "there"
             if job.result.target_id is not None:

@@ -46,7 +46,7 @@ class VersionSources:
             if found is None:
                 result.notes.append("versions keep the id of a run that was not restored; it leads nowhere")
             run = {"run_id": found or version.run_id}
-        if plan.files:
+        if plan.files or plan.files_lost:
             carrier = self._carry(plan, version, result, open_blob)
             return {**run, "source": f"models:/{carrier}", "model_id": carrier}
         return {**run, **self._reference(str(version.source or ""), run.get("run_id", ""), result, ids)}

@@ -328,10 +328,11 @@ class VersionWriter:
         return {"name": model.name, "source": source, "tags": as_list(tags)}
 
     def _body(self, job: _Job, where: Mapping[str, str], *, known: bool) -> dict[str, Any]:
-        """The request that creates the version. It is whole with this one request, unless it has a stage or might be deleted
-        again, because its number is not the wanted one."""
+        """The request that creates the version. It is whole with this one request, unless it has a stage, lacks a file, or
+        might be deleted again, because its number is not the wanted one."""
         unfinished = [KeyValue(key=RESTORE_TAG, value=STARTED if known else _TRYING)]
-        state = completion(job.plan.digest) if known and not job.staged else unfinished
+        is_whole = known and not job.staged and job.result.action != "failed"
+        state = completion(job.plan.digest) if is_whole else unfinished
         body: dict[str, Any] = {"name": job.model.name, "tags": [*as_list(job.tags), *state], **where}
         for name in ("description", "run_link"):
             if getattr(job.version, name):

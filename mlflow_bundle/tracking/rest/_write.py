@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import starmap
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 
@@ -31,7 +31,7 @@ from mlflow_bundle.tracking._port import (
 )
 from mlflow_bundle.tracking._rest import API, RestClient
 from mlflow_bundle.tracking.artifacts import artifact_store
-from mlflow_bundle.tracking.rest._answers import RunAnswer, SearchRuns, all_runs, chunks, experiments
+from mlflow_bundle.tracking.rest._answers import RunAnswer, SearchRuns, chunks, experiments, of_all_runs
 from mlflow_bundle.tracking.rest._entity_write import EntityWriter
 from mlflow_bundle.tracking.rest._expected import COMPLETE, DIGEST_TAG, RESTORE_TAG, expect
 from mlflow_bundle.tracking.rest._experiments_write import ExperimentWriter
@@ -54,6 +54,14 @@ _SOURCE_STAGE: Final = SOURCE_TAG_PREFIX + "lifecycle_stage"
 _RESTORED: Final = f"tags.`{_SOURCE_RUN}` LIKE '%'"
 #: New experiments that are searched at a time.
 _EXPERIMENTS: Final = 50
+
+
+class _There(NamedTuple):
+    """What is kept of a run at the target: its experiment there, the archived run that it comes from (or empty), its state."""
+
+    experiment_id: str
+    source_id: str
+    run: RestoredRun
 
 
 class RestTarget:
@@ -175,12 +183,10 @@ class RestTarget:
     ) -> Iterator[tuple[str, RestoredRun]]:
         """The runs that come from the archived ones that are ``wanted``, and remember of which there are several."""
         alike: dict[tuple[str, str], list[str]] = defaultdict(list)
-        for answer in self._search(experiment_ids, filters):
-            source = answer.tag(_SOURCE_RUN) or ""
+        for place, source, run in self._search(experiment_ids, filters):
             if source in wanted:
-                run = self._restored_run(answer)
                 if not run.deleted:
-                    alike[answer.info.experiment_id, source].append(run.run_id)
+                    alike[place, source].append(run.run_id)
                 yield source, run
         self._doubles |= {source: runs for (_, source), runs in alike.items() if len(runs) > 1}
 
@@ -193,10 +199,14 @@ class RestTarget:
         complete = answer.tag(RESTORE_TAG) == COMPLETE and not is_undeleted
         return RestoredRun(answer.run_id, complete, answer.tag(DIGEST_TAG) or "", deleted=is_gone)
 
-    def _search(self, experiment_ids: Sequence[str], filters: Sequence[str], view: str = "ALL") -> Iterator[RunAnswer]:
+    def _search(self, experiment_ids: Sequence[str], filters: Sequence[str], view: str = "ALL") -> Iterator[_There]:
         searches = [SearchRuns(list(experiment_ids), filter=text, run_view_type=view) for text in filters]
-        for answers in bounded_map(self._executor, partial(all_runs, self._client), searches, self._window):
-            yield from answers
+        ask = partial(of_all_runs, self._client, make=self._there, key=lambda there: there.run.run_id)
+        for found in bounded_map(self._executor, ask, searches, self._window):
+            yield from found
+
+    def _there(self, answer: RunAnswer) -> _There:
+        return _There(answer.info.experiment_id, answer.tag(_SOURCE_RUN) or "", self._restored_run(answer))
 
     def place_experiment(
         self,
@@ -260,7 +270,7 @@ class RestTarget:
     def _staged(self, experiment_id: str, stage: str, view: str) -> list[str]:
         """Complete runs of the archive that were in this lifecycle stage there."""
         filters = [f"tags.`{_SOURCE_STAGE}` = '{stage}' AND tags.`{RESTORE_TAG}` = '{COMPLETE}'"]
-        return [answer.run_id for answer in self._search([experiment_id], filters, view)]
+        return [there.run.run_id for there in self._search([experiment_id], filters, view)]
 
     def kinds(self) -> frozenset[str]:
         """The kinds beside experiments and runs that this server can hold."""

@@ -1,144 +1,55 @@
-"""Makes the SQLite database of MLflow that holds the metadata of a snapshot, all of it, and no files."""
+"""Makes the SQLite database of MLflow that holds the metadata of a snapshot."""
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
-import pyarrow as pa
-from fsspec.callbacks import DEFAULT_CALLBACK, Callback
+from fsspec.callbacks import Callback
 
-from mlflow_bundle._bundle import Bundle
-from mlflow_bundle.entities import ModelVersion
-from mlflow_bundle.kinds import record_id
-from mlflow_bundle.plugins._names import part_of
 from mlflow_bundle.records import Problem
-from mlflow_bundle.tracking._select import Selection
-from mlflow_bundle.tracking._unpack import restore
-from mlflow_bundle.tracking.database._connection import Connection, parse_uri
+from mlflow_bundle.tracking.database._connection import parse_uri
 from mlflow_bundle.tracking.database._schema import prepare_database
-from mlflow_bundle.tracking.database._write import DatabaseTarget
 from mlflow_bundle.tracking.serve._load import load
+from mlflow_bundle.tracking.serve._process import in_own_process
 from mlflow_bundle.tracking.serve._whole import is_whole, keep
 
 __all__ = ["build"]
 
-_DEFAULT: Final = "Default"
-_STORE: Final = "mlflow.store.tracking.sqlalchemy_store"
-#: For a file that nobody else sees and that can be made again.
-_CARELESS: Final = ("synchronous = OFF", "journal_mode = MEMORY", "temp_store = MEMORY", "cache_size = -100000")
-_INDEXES: Final = (
-    "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND tbl_name IN ('metrics', 'latest_metrics') AND sql IS NOT NULL"
-)
-_TWO_TEXTS: Final = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("name", "sql")])
+#: What this needs of MLflow, and what its server will need: that itself is imported when it can be told what to serve.
+_MODULES: Final = ("mlflow.store.tracking.sqlalchemy_store", "aiohttp", "flask")
+_FILL: Final = ("mlflow_bundle.tracking.serve._fill", "fill")
 
 
-class _WithoutFiles(Bundle):
-    """An open bundle that tells of no files, so that a restore of it writes none."""
-
-    def __init__(self, archive: Bundle) -> None:
-        vars(self).update(vars(archive))
-
-    def files_of(self, run_ids: Sequence[str]) -> pa.Table:
-        """None."""
-        del run_ids
-        return super().files_of([])
-
-    def files_of_entities(self, kind: str, ids: Sequence[str]) -> pa.Table:
-        """None."""
-        del ids
-        return super().files_of_entities(kind, [])
-
-
-class _Scratch(DatabaseTarget):
-    """A new database that nobody sees until it is done, and that can be made again: it need not survive a power loss, nothing
-    is read back from it, and the indexes of its metrics are made when all points are there."""
-
-    def __init__(self, uri: str, **options: Any) -> None:
-        self.indexes: dict[str, str] = {}
-        super().__init__(uri, read_back=False, **options)
-
-    def _connect(self) -> Connection:
-        connection = super()._connect()
-        connection.set_pragmas(*_CARELESS)
-        names, definitions = (column.to_pylist() for column in connection.fetch(_INDEXES, _TWO_TEXTS).columns)
-        for name in names:
-            connection.run(f'DROP INDEX "{name}"')
-        connection.commit()
-        self.indexes |= dict(zip(names, definitions, strict=True))
-        return connection
-
-
-def build(archive: Bundle, path: Path, *, empty: Path, root: str, callback: Callback = DEFAULT_CALLBACK) -> tuple[Problem, ...]:
+def build(
+    bundle: str,
+    snapshot: str,
+    path: Path,
+    *,
+    storage_options: Mapping[str, Any] | None,
+    empty: Path,
+    root: str,
+    callback: Callback,
+) -> tuple[Problem, ...]:
     """Make the database ``path``, a new file in a folder that nobody else writes into. ``empty`` is where MLflow's database
     with nothing in it is kept, made where it is not there. ``root`` is where the new one says that all artifacts lie: below
     it, as MLflow lays them out. Returns what MLflow's database cannot hold."""
-    # Seconds, in which this thread mostly waits for SQLite.
+    # Seconds, in which another process fills the database.
     with ThreadPoolExecutor(1, thread_name_prefix="mlflow-bundle-import") as other:
-        importing = other.submit(load, _STORE)
+        importing = other.submit(lambda: [load(module) for module in _MODULES])
         if not is_whole(empty):
             importing.result()
             made = path.with_name(empty.name)
             prepare_database(parse_uri(f"sqlite:///{made}"))
             keep(made, empty)
         shutil.copyfile(empty, path)
-        problems = _fill(archive, path, root, callback)
+        problems = in_own_process(_FILL, bundle, snapshot, path, root, storage_options, callback=callback)
         importing.result()
     _ask_first(path, root)
-    return problems
-
-
-def _fill(archive: Bundle, path: Path, root: str, callback: Callback) -> tuple[Problem, ...]:
-    made: list[_Scratch] = []
-
-    def connect() -> DatabaseTarget:
-        made.append(_Scratch(f"sqlite:///{path}", bundle_id=archive.snapshot.bundle_id, artifact_root=root))
-        return made[0]
-
-    report = restore(
-        _WithoutFiles(archive), connect, Selection.of(), online_scoring=True, allow_partial=True, callback=callback
-    )
-    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
-        for pragma in _CARELESS:
-            connection.execute(f"PRAGMA {pragma}")
-        for definition in made[0].indexes.values():
-            connection.execute(definition)
-        for version in _with_own_files(archive):
-            place = f"{root}/models/{part_of(record_id(version).rpartition('/')[0])}/{version.version}"
-            connection.execute(
-                "UPDATE model_versions SET storage_location = ? WHERE name = ? AND version = ? AND workspace = ?",
-                (place, version.name, version.version, version.workspace or "default"),
-            )
-        _add_default_experiment(connection)
-    return report.problems
-
-
-def _with_own_files(archive: Bundle) -> Iterator[ModelVersion]:
-    """The versions whose files are no artifacts of a run or a logged model."""
-    owners = set(archive.files(kind="model_version").column("owner_id").to_pylist())
-    for version in archive.records("model_version") if owners else ():
-        if record_id(version) in owners:
-            yield cast("ModelVersion", version)
-
-
-def _add_default_experiment(connection: sqlite3.Connection) -> None:
-    """MLflow makes an experiment 0 where there is none, and cannot in a database that is only read: a deleted one will do."""
-    if connection.execute("SELECT 1 FROM experiments WHERE experiment_id = 0").fetchone():
-        return
-    taken = {name for (name,) in connection.execute("SELECT name FROM experiments")}
-    name = _DEFAULT
-    while name in taken:
-        name += "_"
-    connection.execute(
-        "INSERT INTO experiments (experiment_id, name, artifact_location, lifecycle_stage, workspace)"
-        " VALUES (0, ?, '', 'deleted', 'default')",
-        (name,),
-    )
+    return tuple(problems)
 
 
 def _ask_first(path: Path, root: str) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sqlite3
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 
-from mlflow_bundle._bundle import Bundle
+from mlflow_bundle._bundle import open_bundle
 from mlflow_bundle._digests import parse_digest
 from mlflow_bundle.plugins._places import cache_folder, remember, unwritable
 from mlflow_bundle.records import Problem
@@ -32,10 +34,11 @@ _HOMES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """The database of a snapshot. ``problems`` are what MLflow's database could not hold, known when it was just made;
+    """The database of ``snapshot``. ``problems`` are what MLflow's database could not hold, known when it was just made;
     ``damaged`` is whether it was made because the one that was kept is damaged."""
 
     path: Path
+    snapshot: str
     made: bool
     problems: tuple[Problem, ...] = ()
     damaged: bool = False
@@ -55,8 +58,16 @@ class Metadata:
             return any(name not in (None, "default") for (name,) in connection.execute(_HOMES))
 
 
-def metadata_of(archive: Bundle, *, cache: Path | None = None, callback: Callback = DEFAULT_CALLBACK) -> Metadata:
-    """The database of a snapshot, made where it is not there yet or damaged. Artifacts stay in the bundle.
+def metadata_of(
+    bundle: str | os.PathLike[str],
+    *,
+    snapshot: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    cache: Path | None = None,
+    callback: Callback = DEFAULT_CALLBACK,
+) -> Metadata:
+    """The database of a snapshot, by default the newest, made where it is not there yet or damaged. Artifacts stay where they
+    are.
 
     ``cache`` is the folder below which it is kept, by default that of the user. It is named after the root digest and the
     schema of the installed MLflow.
@@ -65,24 +76,34 @@ def metadata_of(archive: Bundle, *, cache: Path | None = None, callback: Callbac
         StorageError: the folder cannot be written.
     """
     folder = cache or cache_folder()
-    digest = parse_digest(archive.root_digest)
-    remember(digest, archive.url, folder)
+    with open_bundle(bundle, snapshot=snapshot, storage_options=storage_options) as archive:
+        snapshot, digest = archive.snapshot_id, parse_digest(archive.root_digest)
+        remember(digest, archive.url, folder)
     head = head_revision()
     path = folder / "serve" / f"{digest}-{head}-{_FORM}.db"
     damaged = path.is_file() and not is_whole(path)
     if path.is_file() and not damaged:
-        return Metadata(path, made=False)
+        return Metadata(path, snapshot, made=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=path.parent))
     except OSError as error:
         raise unwritable(folder, error) from error
     try:
-        from mlflow_bundle.tracking.serve._build import build  # noqa: PLC0415 - what is cached does not pay for it
+        # What is cached does not pay for it.
+        from mlflow_bundle.tracking.serve._build import build  # noqa: PLC0415
 
-        empty = path.with_name(f"empty-{head}.db")
-        problems = build(archive, work / "mlflow.db", empty=empty, root=f"mlflow-bundle://{digest}", callback=callback)
-        keep(work / "mlflow.db", path)
+        unfinished = work / "mlflow.db"
+        problems = build(
+            os.fspath(bundle),
+            snapshot,
+            unfinished,
+            storage_options=storage_options,
+            empty=path.with_name(f"empty-{head}.db"),
+            root=f"mlflow-bundle://{digest}",
+            callback=callback,
+        )
+        keep(unfinished, path)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return Metadata(path, made=True, problems=problems, damaged=damaged)
+    return Metadata(path, snapshot, made=True, problems=problems, damaged=damaged)
