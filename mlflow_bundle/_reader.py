@@ -69,11 +69,13 @@ class Place(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """Rows of an entity in a table that are lost with an object: ``code`` is that of the damage."""
+    """Rows of an entity in a table that are lost with an object: ``code`` is that of the damage. Where that is not certain, the
+    entity may have had none."""
 
     table: str
     object: str
     code: str
+    is_certain: bool = True
 
 
 class Reader:
@@ -126,6 +128,10 @@ class Reader:
 
     def lost(self, kind: str, identity: str) -> Sequence[Loss]:  # noqa: ARG002
         """What of the rows of an entity is lost: nothing, or reading them raises."""
+        return ()
+
+    def hidden(self, kind: str, ids: Sequence[str]) -> Sequence[str]:  # noqa: ARG002
+        """Those of some entities that no view tells of: none, or reading the views raises."""
         return ()
 
     def record(self, kind: str, identity: str) -> Record:

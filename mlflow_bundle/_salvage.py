@@ -4,32 +4,44 @@ from __future__ import annotations
 
 import struct
 import sys
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import pyarrow as pa
+import zstandard
 
 from mlflow_bundle import _layout
-from mlflow_bundle._codec import decode_frame, decode_record, seek_table
-from mlflow_bundle._digests import is_hex
+from mlflow_bundle._codec import decode_frame, decode_record
+from mlflow_bundle._digests import hex_of, is_hex
 from mlflow_bundle._index import Extent, index_table
-from mlflow_bundle._limits import Limits
+from mlflow_bundle._limits import KIB, Limits
 from mlflow_bundle._manifest import Committed
 from mlflow_bundle._reader import FILES, Loss, Place, Reader
 from mlflow_bundle._row_groups import CheckedTable
 from mlflow_bundle._series import segments
 from mlflow_bundle._storage import Storage
 from mlflow_bundle._table_specs import TABLES, TableSpec
-from mlflow_bundle.errors import BundleError, CorruptError, LimitError
-from mlflow_bundle.records import KINDS, ObjectRef, Record
+from mlflow_bundle.errors import BundleError, CorruptError, LimitError, StorageError
+from mlflow_bundle.records import KINDS, ObjectRef, Record, record_id
 
 __all__ = ["SalvageReader"]
 
 _NOWHERE: Final = Place(None, 0, 0)
 _EVERYTHING: Final = (0, sys.maxsize)
-#: Bytes of the header of a ZIP entry before its name.
+#: Bytes of an object that are read at once where a disk cannot read all of it.
+_PIECE: Final = 64 * KIB
+_FRAME_MAGIC: Final = zstandard.FRAME_HEADER
+#: Bytes that the header of a zstd frame has at most.
+_FRAME_HEAD: Final = 18
+_RUN_LENGTH: Final = 1
+#: Places of an object that look like a frame and are none: a hostile one has many.
+_WRONG_FRAMES: Final = 1_000
+#: Bytes of the header of a ZIP entry before its name, and of the name of a content.
 _LOCAL_HEADER: Final = 30
+_NAME: Final = 64
+_CENTRAL: Final = struct.Struct("<4s6H3L5H2L")
+_ZIP_END: Final = struct.Struct("<4s4H2LH")
+_CODECS: Final = {0: "raw", 8: "deflate"}
 
 #: Rows of an object that cannot be read: the first, and that behind the last.
 _Hole = tuple[int, int]
@@ -59,40 +71,98 @@ class SalvageReader(Reader):
 
     # -- records ---------------------------------------------------------------------------------------------------
 
+    def records(self, kind: str) -> Iterator[Record]:
+        """The records of a kind that can be read. Another object may lie where a damaged one should: no record comes twice."""
+        refs = self.refs(_layout.RECORDS, kind)
+        sound = [ref for ref in refs if ref.path not in self._damaged]
+        if len(sound) == len(refs):
+            yield from super().records(kind)
+            return
+        given = {record_id(record) for ref in sound for record in self._records_of(ref, kind)}
+        for ref in refs:
+            if ref.path not in self._damaged:
+                yield from self._records_of(ref, kind)
+                continue
+            for record in self._salvaged(ref, kind):
+                if (identity := record_id(record)) not in given:
+                    given.add(identity)
+                    yield record
+
     def lost_records(self, kind: str) -> int:
         """How many records of a kind cannot be read."""
         if kind not in self._lost_records:
-            damaged = [ref for ref in self.refs(_layout.RECORDS, kind) if ref.path in self._damaged]
-            self._lost_records[kind] = sum(ref.rows - sum(1 for _ in self._records_of(ref, kind)) for ref in damaged)
+            refs = self.refs(_layout.RECORDS, kind)
+            is_whole = not any(ref.path in self._damaged for ref in refs)
+            lost = 0 if is_whole else sum(ref.rows for ref in refs) - sum(1 for _ in self.records(kind))
+            self._lost_records[kind] = max(lost, 0)
         return self._lost_records[kind]
 
-    def _records_of(self, ref: ObjectRef, kind: str) -> Iterator[Record]:
-        if ref.path not in self._damaged:
-            yield from super()._records_of(ref, kind)
-            return
+    def _salvaged(self, ref: ObjectRef, kind: str) -> Iterator[Record]:
+        """The records of the snapshot that a damaged object has."""
         for line in self._lines_of(ref):
             try:
-                yield decode_record(line, kind, name=ref.path, limits=self.limits)
+                record = decode_record(line, kind, name=ref.path, limits=self.limits)
             except (CorruptError, LimitError):
                 continue  # one of the lost records
+            if self._is_archived(kind, record_id(record), line):
+                yield record
+
+    def _is_archived(self, kind: str, identity: str, line: bytes) -> bool:
+        """Whether a record is one of the snapshot, as far as a view tells it."""
+        if not KINDS[kind].tables:
+            return True
+        if (row := self.find_row(kind, identity)) is None:
+            return any(ref.path in self._damaged for ref in super().refs(_layout.VIEWS, kind))
+        digest: str = self.view(kind).column("record_digest")[row].as_py()
+        return digest == hex_of(line)
 
     def _lines_of(self, ref: ObjectRef) -> Iterator[bytes]:
-        """The lines of the frames of a damaged object that decode."""
-        try:
-            size = self._storage.size(ref.path)
-            if size is None or size > self.limits.records_bytes:
-                return
-            data = self._storage.read(ref.path)
-            frames = seek_table(data, len(data), name=ref.path)
-        except BundleError:
-            return
-        for frame in frames:
-            stored = memoryview(data)[frame.offset : frame.offset + frame.length]
+        """The lines of the frames of a damaged object that decode, wherever they lie: its seek table may be damaged as well."""
+        data, at, wrong = self._bytes_of(ref.path), 0, 0
+        while wrong < _WRONG_FRAMES and (at := data.find(_FRAME_MAGIC, at)) >= 0:
             try:
-                lines = decode_frame(stored, frame.raw, name=ref.path, limits=self.limits)
-            except (CorruptError, LimitError):
+                lines, end = self._frame_at(data, at, ref.path)
+            except (CorruptError, LimitError, zstandard.ZstdError):
+                at, wrong = at + 1, wrong + 1
                 continue
             yield from lines[:-1].split(b"\n")
+            at = end
+
+    def _bytes_of(self, path: str) -> bytes:
+        """The bytes of a damaged object as they are, zeros where a disk cannot read them; none if it is lost or too large."""
+        try:
+            size = self._storage.size(path) or 0
+            if size > self.limits.records_bytes:
+                return b""
+            try:
+                return self._storage.read_range(path, 0, size)
+            except (StorageError, OSError):
+                return b"".join(self._pieces_as_they_are(path, size))
+        except BundleError:
+            return b""
+
+    def _pieces_as_they_are(self, path: str, size: int) -> Iterator[bytes]:
+        for start in range(0, size, _PIECE):
+            length = min(_PIECE, size - start)
+            try:
+                yield self._storage.read_range(path, start, length)
+            except (BundleError, OSError):
+                yield bytes(length)
+
+    def _frame_at(self, data: bytes, start: int, name: str) -> tuple[bytes, int]:
+        """The lines of the zstd frame that starts there, and where it ends: behind its last block and its checksum."""
+        head = data[start : start + _FRAME_HEAD]
+        about, at, is_last = zstandard.get_frame_parameters(head), start + zstandard.frame_header_size(head), False
+        # A block has up to 128 KiB; compressors make smaller ones, and hostile ones empty ones.
+        for _ in range(about.content_size // KIB + 8):
+            block = int.from_bytes(data[at : at + 3], "little")
+            at += 3 + (1 if block >> 1 & 3 == _RUN_LENGTH else block >> 3)
+            if is_last := bool(block & 1) or at > len(data):
+                break
+        end = at + (4 if about.has_checksum else 0)
+        if not is_last or end > len(data) or about.content_size > self.limits.frame_bytes:
+            raise CorruptError(f"{name} has no whole zstd frame at byte {start:,}", code="E033")
+        return decode_frame(memoryview(data)[start:end], about.content_size, name=name, limits=self.limits), end
 
     # -- index -----------------------------------------------------------------------------------------------------
 
@@ -108,22 +178,41 @@ class SalvageReader(Reader):
     def _in_pack(self, ref: ObjectRef) -> Iterator[Extent]:
         """The contents that the directory of a pack names. Their bytes are compared with their names when they are read."""
         try:
-            with self._storage.open(ref.path) as file, zipfile.ZipFile(file) as pack:
-                entries = pack.infolist()
-        except (BundleError, zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error):
+            size = self._storage.size(ref.path) or 0
+            directory = self._directory_of(ref.path, size) if size <= self.limits.pack_bytes else b""
+        except (BundleError, OSError):
             return
-        for entry in entries:
-            name, codec = entry.filename, "deflate" if entry.compress_type == zipfile.ZIP_DEFLATED else "raw"
-            start = entry.header_offset + _LOCAL_HEADER + len(name)
-            if is_hex(name):
-                yield Extent(name, 0, ref.path, start, entry.compress_size, codec, entry.file_size)
+        step = _CENTRAL.size + _NAME
+        for place in range(0, len(directory) - step + 1, step):
+            magic, _, _, _, method, _, _, _, length, raw, *_, header = _CENTRAL.unpack_from(directory, place)
+            name = directory[place + _CENTRAL.size : place + step].decode("ascii", "replace")
+            start = header + _LOCAL_HEADER + _NAME
+            if magic == b"PK\1\2" and method in _CODECS and is_hex(name) and start + length <= size:
+                yield Extent(name, 0, ref.path, start, length, _CODECS[method], raw)
+
+    def _directory_of(self, path: str, size: int) -> bytes:
+        """The central directory of a pack of that size, of as many entries as a reader accepts."""
+        if size < _ZIP_END.size:
+            return b""
+        magic, *_, start, _ = _ZIP_END.unpack(self._storage.read_range(path, size - _ZIP_END.size, _ZIP_END.size))
+        length = min(size - start, self.limits.pack_entries * (_CENTRAL.size + _NAME))
+        return self._storage.read_range(path, start, length) if magic == b"PK\5\6" and length > 0 else b""
 
     # -- tables ----------------------------------------------------------------------------------------------------
 
     def lost(self, kind: str, identity: str) -> Sequence[Loss]:
-        """The tables in which rows of an entity are lost, and with which object."""
-        places = ((table, self._where(kind, table, identity)) for table in KINDS[kind].tables)
-        return [Loss(table, str(at.object), self._damaged[str(at.object)]) for table, at in places if self._is_lost(table, at)]
+        """The tables in which rows of an entity are lost, and with which object; may be lost, where no view tells its rows."""
+        found = []
+        for table in KINDS[kind].tables:
+            place = self._where(kind, table, identity)
+            if self._is_lost(table, place):
+                path, is_certain = str(place.object), self.find_row(kind, identity) is not None
+                found.append(Loss(table, path, self._damaged[path], is_certain))
+        return found
+
+    def hidden(self, kind: str, ids: Sequence[str]) -> Sequence[str]:
+        """Those of some entities whose views are damaged."""
+        return [identity for identity in ids if self.find_row(kind, identity) is None]
 
     def counts(self, kind: str, table: str, ids: Sequence[str]) -> list[int]:
         """How many rows of a table each of these owners has that can be read: all, or none where some are lost."""
@@ -168,11 +257,11 @@ class SalvageReader(Reader):
                 for group, count in enumerate(table.rows):
                     try:
                         table.read(group)
-                    except (CorruptError, LimitError):
+                    except (BundleError, OSError):  # a dying disk as well
                         holes.append((start, start + count))
                     start += count
                 return holes
-        except BundleError:
+        except (BundleError, OSError):
             return [_EVERYTHING]
 
     def _hole_in(self, spec: TableSpec) -> Place | None:

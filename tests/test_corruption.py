@@ -59,8 +59,10 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
         run = client.create_run(
             experiments[number % 2], start_time=START + number, tags={"team": "größe"}, run_name=f"r{number}"
         )
-        points = [Metric(key, step / (number + 1), START + step, step) for key in ("acc", "loss") for step in range(8)]
-        client.log_batch(run.info.run_id, points, [Param("lr", str(number))], [RunTag("note", "x" * 40)])
+        # The first run fills an object of records and one of metrics by itself, whatever its id.
+        steps, note = (range(8), "x" * 40) if number else (range(16), "x" * 1_000)
+        points = [Metric(key, step / (number + 1), START + step, step) for key in ("acc", "loss") for step in steps]
+        client.log_batch(run.info.run_id, points, [Param("lr", str(number))], [RunTag("note", note)])
         client.log_text(run.info.run_id, f"log of {number}\n" * 10, "log.txt")
         client.log_text(run.info.run_id, "the same everywhere", "sub/same.txt")
         if number < 2:

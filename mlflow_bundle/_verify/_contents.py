@@ -16,6 +16,7 @@ import numpy.typing as npt
 from mlflow_bundle import _layout
 from mlflow_bundle._limits import MIB, Limits
 from mlflow_bundle._storage import Storage
+from mlflow_bundle._storage._backend import storage_error
 from mlflow_bundle._verify._findings import code_of
 from mlflow_bundle._verify._packcheck import PackEntry, pack_entries
 from mlflow_bundle._verify._table_facts import CODECS, Extents
@@ -147,13 +148,20 @@ def _chosen(sha256: str, subset: tuple[int, int] | None) -> bool:
 
 
 def hash_object(storage: Storage, path: str, *hashers: Any) -> int:
-    """Feed all bytes of an object to some hashers; how many there were."""
+    """Feed all bytes of an object to some hashers; how many there were.
+
+    Raises:
+        BundleError: it is not there or cannot be read, also where a disk fails.
+    """
     total = 0
-    with storage.open(path) as file:
-        while chunk := file.read(_CHUNK):
-            for hasher in hashers:
-                hasher.update(chunk)
-            total += len(chunk)
+    try:
+        with storage.open(path) as file:
+            while chunk := file.read(_CHUNK):
+                for hasher in hashers:
+                    hasher.update(chunk)
+                total += len(chunk)
+    except OSError as error:
+        raise storage_error(error, f"read {path}") from error
     return total
 
 

@@ -10,23 +10,28 @@ from typing import cast
 import pyarrow as pa
 
 from mlflow_bundle._bundle import Bundle
+from mlflow_bundle._spool import LATEST_SCHEMA, latest_points
+from mlflow_bundle._text import plural
 from mlflow_bundle.errors import UsageError
 from mlflow_bundle.records import KINDS, Experiment, Problem, Record, Run, Source, record_id
-from mlflow_bundle.tracking._filter import matching
+from mlflow_bundle.tracking._filter import matching, undecided
 from mlflow_bundle.tracking._matching import matches
 from mlflow_bundle.tracking._port import ArtifactStore, EntityQuery, RunQuery
 from mlflow_bundle.tracking._select import parent_of
 
-__all__ = ["ArchiveSource"]
+__all__ = ["ArchiveSource", "latest_metrics"]
 
 _BATCH = 1_000
 
 
 class ArchiveSource:
-    """One snapshot of a bundle as an ``MlflowSource``."""
+    """One snapshot of a bundle as an ``MlflowSource``. ``damage`` is what is wrong with it where it is read all the same."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, damage: Sequence[Problem] = ()) -> None:
         self._bundle = bundle
+        self._damage = damage
+        #: The runs of which nobody can tell whether a filter selects them, by their ids.
+        self._undecided: dict[str, Run] = {}
 
     @property
     def description(self) -> Source:
@@ -57,10 +62,17 @@ class ArchiveSource:
         if not filter_string:
             return runs
         latest: dict[str, dict[str, float]] = defaultdict(dict)
-        table = self._bundle.latest_metrics([run.run_id for run in runs])
+        table = latest_metrics(self._bundle, [run.run_id for run in runs])
         for run, key, value in zip(*(table[n].to_pylist() for n in ("run_id", "key", "value")), strict=True):
             latest[run][key] = value
-        return matching(runs, latest, filter_string)
+        chosen = matching(runs, latest, filter_string)
+        hidden = set(self._bundle.reader.hidden("run", [run.run_id for run in runs]))
+        lost = [run for run in runs if run.run_id in hidden and self._has_lost_points(run.run_id)]
+        self._undecided |= {run.run_id: run for run in undecided(lost, filter_string)} if lost else {}
+        return chosen
+
+    def _has_lost_points(self, run_id: str) -> bool:
+        return any(loss.table == "metrics/1" for loss in self._bundle.reader.lost("run", run_id))
 
     def runs_by_id(self, run_ids: Sequence[str]) -> list[Run]:
         """These runs as far as they are archived."""
@@ -100,8 +112,18 @@ class ArchiveSource:
         raise UsageError(f"the files of {record_id(record)} are read from the bundle by their content")
 
     def problems(self) -> list[Problem]:
-        """None: what was missing when the archive was made is in its snapshot."""
-        return []
+        """What is damaged, and the runs that were not selected for that. What was missing when the archive was made is in its
+        snapshot."""
+        if not self._undecided:
+            return list(self._damage)
+        ids = tuple(self._undecided)
+        message = (
+            f"whether the filter selects {plural(len(ids), 'run')} (for example {ids[0]}) cannot be told,"
+            " because metric points are lost: they are not selected"
+        )
+        experiments = tuple(dict.fromkeys(run.experiment_id for run in self._undecided.values()))
+        undecided_runs = Problem(code="filter-undecided", kind="metric", message=message, experiments=experiments, runs=ids)
+        return [*self._damage, undecided_runs]
 
     def notes(self) -> list[str]:
         """Nothing."""
@@ -109,6 +131,18 @@ class ArchiveSource:
 
     def close(self) -> None:
         """The bundle stays open; its owner closes it."""
+
+
+def latest_metrics(bundle: Bundle, run_ids: Sequence[str]) -> pa.Table:
+    """What ``Bundle.latest_metrics`` gives, also of runs whose view is damaged: then by their points."""
+    known = bundle.latest_metrics(run_ids)
+    if not (hidden := bundle.reader.hidden("run", run_ids)):
+        return known
+    parts = [LATEST_SCHEMA.empty_table(), *map(latest_points, bundle.series(hidden))]
+    found = latest_points(pa.concat_tables(parts))
+    ids = pa.array(hidden, pa.string()).take(found.column("owner").combine_chunks())
+    found = found.set_column(0, "run_id", ids).select(known.column_names).cast(known.schema)
+    return pa.concat_tables([known, found])
 
 
 def _matches(run: Run, query: RunQuery) -> bool:

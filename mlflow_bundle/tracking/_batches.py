@@ -84,12 +84,18 @@ def planned(archive: Bundle, digests: ContentDigests, kind: str, batch: Sequence
                 record=batch[number],
                 rows=rows.get(number),
                 files=tuple(files[ids[number]]),
-                files_lost=any(loss.table == _FILES for loss in archive.reader.lost(kind, ids[number])),
+                files_lost=_has_lost_files(archive, kind, ids[number]),
                 digest=digests.of_what_is_left(batch[number]),
             )
             for number in range(last, end)
         ]
         last = end
+
+
+def _has_lost_files(archive: Bundle, kind: str, identity: str) -> bool:
+    """Whether an entity has files that are lost: its view says so. Without that, any might have, and few do."""
+    lost = any(loss.table == _FILES for loss in archive.reader.lost(kind, identity))
+    return lost and archive.reader.find_row(kind, identity) is not None
 
 
 def _pieces(tables: Iterator[pa.Table], count: int) -> Iterator[tuple[int, dict[int, pa.Table]]]:

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from mlflow_bundle._bundle import Bundle, salvage
 from mlflow_bundle._layout import BLOBS, PACKS, RECORDS, object_hex
 from mlflow_bundle._parallel import bounded_map
+from mlflow_bundle._text import plural
 from mlflow_bundle._verify._contents import hash_object
 from mlflow_bundle.errors import BundleError
 from mlflow_bundle.kinds import KINDS, record_id
-from mlflow_bundle.records import ObjectRef, Problem, Record
+from mlflow_bundle.records import ObjectRef, Problem, Record, Run
 from mlflow_bundle.tracking._gather import Gathered
 from mlflow_bundle.tracking._left_out import LeftOut
+from mlflow_bundle.tracking._port import ROW_NOUNS
 
-__all__ = ["leave_out_orphans", "losses", "salvaged"]
+__all__ = ["foreseen_losses", "leave_out_orphans", "losses", "salvaged"]
 
 _THREADS: Final = 4
-#: What the rows of a table are called.
-_ROWS: Final = {"metrics/1": "metric points", "model_metrics/1": "metric points", "spans/1": "spans", "files/1": "files"}
 
 
 def salvaged(archive: Bundle) -> tuple[Bundle, Sequence[Problem]]:
@@ -63,11 +63,12 @@ def _lost_records(archive: Bundle, codes: Mapping[str, str]) -> Iterator[Problem
             known = archive.reader.view(kind).column("run_id" if kind == "run" else "id").to_pylist()
             there = {record_id(record) for record in archive.records(kind)}
             ids = [identity for identity in known if identity not in there]
+        noun = f"{kind.replace('_', ' ')} record"
         example = f" (for example {ids[0]})" if ids else ""
         yield Problem(
             code=code,
             kind=kind,
-            message=f"{count:,} {kind.replace('_', ' ')} records are lost{example}: what they say is not restored",
+            message=f"{plural(count, noun)} {'is' if count == 1 else 'are'} lost{example}, and cannot be restored",
             runs=tuple(ids) if kind == "run" else (),
         )
 
@@ -75,16 +76,31 @@ def _lost_records(archive: Bundle, codes: Mapping[str, str]) -> Iterator[Problem
 def losses(archive: Bundle, record: Record) -> Iterator[Problem]:
     """A problem for each table in which rows of an entity are lost."""
     kind, identity = str(record.__struct_config__.tag), record_id(record)
+    name = f"{kind.replace('_', ' ')} {identity}"
     for loss in archive.reader.lost(kind, identity):
+        lost = f"{ROW_NOUNS[loss.table]} {'are' if loss.is_certain else 'may be'} lost"
         yield Problem(
             code=loss.code,
             kind=kind,
             id=identity,
             object=loss.object,
-            message=f"{kind.replace('_', ' ')} {identity}: its {_ROWS[loss.table]} are lost, because {loss.object} is damaged",
+            message=f"{name}: its {lost}, because {loss.object} is damaged",
             experiments=KINDS[kind].experiments(record),
             runs=(identity,) if kind == "run" else (),
         )
+
+
+def foreseen_losses(
+    archive: Bundle, runs: Iterable[Run], gathered: Gathered, kinds: Collection[str], left_out: LeftOut
+) -> Iterator[Problem]:
+    """The ``losses`` of these runs, and of all gathered entities of some kinds that are not left out."""
+    for run in runs:
+        yield from losses(archive, run)
+    for kind in kinds:
+        if KINDS[kind].tables and kind != "run":
+            for record in gathered.records(kind):
+                if left_out.because_of(record) is None:
+                    yield from losses(archive, record)
 
 
 def leave_out_orphans(archive: Bundle, gathered: Gathered, left_out: LeftOut, experiments: Collection[str]) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
+
+import pyarrow as pa
 
 from mlflow_bundle._bundle import Bundle
 from mlflow_bundle._series import segments
@@ -18,7 +20,16 @@ from mlflow_bundle.tracking._content_digest import ContentDigests
 from mlflow_bundle.tracking._damage import losses
 from mlflow_bundle.tracking._gather import Gathered
 from mlflow_bundle.tracking._left_out import LeftOut, name_collisions
-from mlflow_bundle.tracking._port import CANNOT_HOLD, LEFT_OUT, ROW_SCHEMAS, EntityResult, IdMap, MlflowTarget, RestoreOptions
+from mlflow_bundle.tracking._port import (
+    CANNOT_HOLD,
+    LEFT_OUT,
+    NOT_RESTORED,
+    ROW_SCHEMAS,
+    EntityResult,
+    IdMap,
+    MlflowTarget,
+    RestoreOptions,
+)
 from mlflow_bundle.tracking._workspaces import Homes
 
 __all__ = ["EntityOutcome", "EntityRestore", "entity_problems", "in_restore_order"]
@@ -132,6 +143,17 @@ def _taken(target: MlflowTarget, record: Record, experiment_id: str) -> list[Pro
     return [Problem(code=LEFT_OUT, kind=kind, id=identity, message=message, experiments=KINDS[kind].experiments(record))]
 
 
+def _named_nowhere(record: Record, names: Iterable[Reference]) -> Iterator[Problem]:
+    """A problem for each other entity that an archived one names and the target has not."""
+    kind, identity = str(record.__struct_config__.tag), record_id(record)
+    for other, name in names:
+        message = (
+            f"{kind.replace('_', ' ')} {identity}: it names the {other.replace('_', ' ')} {name}, which is lost or left out"
+        )
+        experiments = KINDS[kind].experiments(record)
+        yield Problem(code=NOT_RESTORED, kind=kind, id=identity, message=message, experiments=experiments)
+
+
 class EntityRestore:
     """Restores the gathered entities of an archive and tallies the results."""
 
@@ -150,6 +172,8 @@ class EntityRestore:
         self._ids, self._options = ids, options
         self._left_out, self._homes = left_out, homes
         self._digests = ContentDigests(archive)
+        #: The kinds of which records are lost.
+        self._lost = {kind for kind in KINDS if archive.reader.lost_records(kind)}
         self._tallies: dict[str, _Tally] = {}
         #: What became of entities that are at the target and were not restored now.
         self._otherwise: dict[Reference, str] = {}
@@ -174,12 +198,17 @@ class EntityRestore:
         for batch in batches(self._gathered, kind):
             for piece in planned(self._archive, self._digests, kind, self._arriving(kind, batch, without)):
                 open_blob = self._archive.blobs.open
-                broken = {record_id(one.record): tuple(losses(self._archive, one.record)) for one in piece}
-                for result in self._target.restore_entities(kind, piece, self._ids, open_blob, self._options):
-                    if problems := broken[result.source_id]:
-                        result.problems += problems
-                        result.action = "failed"
-                    self.take(result)
+                nowhere = [self._nowhere(plan.record, plan.rows) for plan in piece]
+                broken = {
+                    record_id(plan.record): [*losses(self._archive, plan.record), *_named_nowhere(plan.record, names)]
+                    for plan, names in zip(piece, nowhere, strict=True)
+                }
+                sent = [
+                    replace(plan, digest=self._digests.without(plan.digest, names))
+                    for plan, names in zip(piece, nowhere, strict=True)
+                ]
+                for result in self._target.restore_entities(kind, sent, self._ids, open_blob, self._options):
+                    self.take(result, broken[result.source_id])
             progress(len(batch))
         self.problems += self._left_out.problems(kind, without)
 
@@ -201,16 +230,32 @@ class EntityRestore:
         """Leave out what belongs to this one, which the target does not have."""
         self._left_out.add(kind, identity)
 
-    def take(self, result: EntityResult) -> None:
-        """Count a result."""
+    def _nowhere(self, record: Record, rows: pa.Table | None = None) -> list[Reference]:
+        """What a record and its rows name, and the target has not, because its record is lost, or that of its experiment. Where
+        ids are kept, such names lead there as soon as that arrives."""
+        if self._target.keeps_ids or not self._lost:
+            return []
+        names = set(KINDS[str(record.__struct_config__.tag)].references(record))
+        if rows is not None and "run_id" in rows.column_names:
+            names |= {("run", run) for run in rows.column("run_id").unique().to_pylist()}
+        return sorted(name for name in names if self._ids.find(*name) is None and self._is_lost(*name))
+
+    def _is_lost(self, kind: str, identity: str) -> bool:
+        return self._left_out.has(kind, identity) or (kind == "run" and "experiment" in self._lost)
+
+    def take(self, result: EntityResult, broken: Sequence[Problem] = ()) -> None:
+        """Count a result. What is ``broken`` of it is told, and it does not count as restored; what belongs to it goes on."""
+        result.problems += broken
+        if result.action in ("failed", "left out"):
+            self._left_out.add(result.kind, result.source_id)
+        elif broken:
+            result.action = self._otherwise[result.kind, result.source_id] = "failed"
+        elif result.action != "restored":
+            self._otherwise[result.kind, result.source_id] = result.action
         tally = self._tallies.setdefault(result.kind, _Tally())
         tally.actions[result.action] += 1
         if result.target_id is not None:
             self._ids.add(result.kind, result.source_id, result.target_id)
-        if result.action in ("failed", "left out"):
-            self._left_out.add(result.kind, result.source_id)
-        elif result.action != "restored":
-            self._otherwise[result.kind, result.source_id] = result.action
         if result.action in ("restored", "merged"):
             tally.rows += result.rows
             tally.files += result.files

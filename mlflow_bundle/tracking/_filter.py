@@ -14,7 +14,7 @@ from mlflow_bundle.records import Run
 if TYPE_CHECKING:
     import mlflow.entities
 
-__all__ = ["matching"]
+__all__ = ["matching", "undecided"]
 
 _RUN_NAME_TAG = "mlflow.runName"
 
@@ -39,6 +39,20 @@ def matching(runs: list[Run], latest_metrics: Mapping[str, Mapping[str, float]],
     except ValueError as error:
         raise UsageError(f"wrong filter {filter_string!r}: {error}") from error
     return [run for run in runs if run.run_id in chosen]
+
+
+def undecided(runs: list[Run], filter_string: str) -> list[Run]:
+    """Of runs whose metrics nobody knows, those that a filter string may or may not select: it asks for metrics, and they meet
+    all of its other conditions. ``matching`` has accepted it."""
+    from mlflow.utils.search_utils import SearchUtils  # noqa: PLC0415
+
+    clauses = SearchUtils.parse_search_filter(filter_string)
+    others = [clause for clause in clauses if clause["type"] != "metric"]
+    if len(others) == len(clauses):
+        return []
+    meets = SearchUtils._does_run_match_clause  # noqa: SLF001 - the public way takes the text of a filter, not its clauses
+    entities = ((run, _entity(run, {})) for run in runs)
+    return [run for run, entity in entities if all(meets(entity, clause) for clause in others)]
 
 
 def _check(filter_string: str) -> None:

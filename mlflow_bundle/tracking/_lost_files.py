@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from pathlib import Path
 from typing import Final, Literal
+from urllib.parse import urlsplit
 
 from mlflow_bundle._base import Base
 from mlflow_bundle._text import plural
@@ -22,10 +24,12 @@ _State = Literal["there", "empty", "absent"]
 
 class LostFiles:
     """What is to be said of the entities of a pack that have no file. ``source`` is the kind of the source; ``base``, the
-    snapshot that the pack builds on, knows which had some."""
+    snapshot that the pack builds on, knows which had some; ``destination`` is what ``mlflow-artifacts:`` stands for."""
 
-    def __init__(self, source: str, base: Base | None) -> None:
+    def __init__(self, source: str, base: Base | None, destination: str | None) -> None:
         self._source, self._base = source, base
+        here = destination and (destination.startswith("file:") or "://" not in destination)
+        self._destination = Path(local_path(str(destination))).absolute().as_uri() if here else None
         self._unlisted = {
             (problem.kind, problem.id)
             for problem in (base.committed.snapshot.problems if base else ())
@@ -73,6 +77,8 @@ class LostFiles:
         """The folder here so far above the location of its files. Those of runs and logged models a server lists itself."""
         uri = getattr(owner.record, "artifact_uri", "") or ""
         served = self._source == "rest" and owner.kind != "trace"
+        if self._destination is not None and uri.startswith("mlflow-artifacts:"):
+            uri, served = f"{self._destination}/{urlsplit(uri).path.strip('/')}", False
         if served or owner.kind not in _ROOTS or not uri.startswith(("/", "file:")):
             return None
         place, *below = uri.rsplit("/", above + 1)

@@ -69,6 +69,7 @@ class PackOptions:
     targets: Targets = WRITER_TARGETS
     limits: Limits = DEFAULT_LIMITS
     workers: int = 4
+    destination: str | None = None
 
 
 def pack(
@@ -134,12 +135,13 @@ def pack(
     )
     uri = resolve_tracking_uri(tracking_uri)
     place = os.fspath(bundle) if bundle is not None else _default_place(selection)
+    destination = None if artifacts_destination is None else os.fspath(artifacts_destination)
     with ExitStack() as stack:
         source = stack.enter_context(
             closing(
                 connect_source(
                     uri,
-                    artifacts_destination=None if artifacts_destination is None else os.fspath(artifacts_destination),
+                    artifacts_destination=destination,
                     artifact_storage_options=artifact_storage_options,
                     jobs=jobs,
                 )
@@ -149,7 +151,7 @@ def pack(
         def create() -> Storage:
             return stack.enter_context(closing(open_storage(place, storage_options=storage_options, create=True)))
 
-        options = PackOptions(allow_partial, full, callback, targets, limits, workers_of(jobs))
+        options = PackOptions(allow_partial, full, callback, targets, limits, workers_of(jobs), destination)
         return pack_into(create, source, selection, options, started=started)
 
 
@@ -184,7 +186,7 @@ def pack_into(
         work.records(found)
         work.series(reuse=base is not None)
         work.rows()
-        work.files(LostFiles(source.description.kind, base))
+        work.files(LostFiles(source.description.kind, base, options.destination))
         work.problems += source.problems()
         work.notes += source.notes()
         _refuse_partial(work.problems, allow_partial=options.allow_partial)

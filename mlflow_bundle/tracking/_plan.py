@@ -15,8 +15,10 @@ from msgspec.structs import replace
 from mlflow_bundle._bundle import Bundle
 from mlflow_bundle._codec import decode_record, encode
 from mlflow_bundle._spool import LineSpool
+from mlflow_bundle._text import plural
 from mlflow_bundle.errors import NotFoundError, UsageError
 from mlflow_bundle.records import Experiment, Problem, Run
+from mlflow_bundle.tracking._archive import latest_metrics
 from mlflow_bundle.tracking._content_digest import ContentDigests
 from mlflow_bundle.tracking._port import MlflowTarget, RestoredRun, TargetExperiment
 from mlflow_bundle.tracking._select import Selected, parent_of
@@ -188,7 +190,7 @@ def make_plan(bundle: Bundle, target: MlflowTarget, selected: Selected, rename: 
 
 def _orphaned(orphans: Counter[str]) -> Iterator[Problem]:
     for experiment, count in orphans.items():
-        message = f"{count:,} runs left out: the record of the experiment {experiment} that they belong to is lost"
+        message = f"{plural(count, 'run')} left out: the record of the experiment {experiment} that they belong to is lost"
         yield Problem(code="owner-left-out", kind="run", message=message, experiments=(experiment,))
 
 
@@ -337,13 +339,11 @@ def _deleted_at_target(placement: Placement) -> Problem:
 
 def _refused_keys(bundle: Bundle, target: MlflowTarget, run_ids: Sequence[str]) -> list[Problem]:
     """One problem for each metric key that the target refuses, with the runs that have it."""
-    latest = bundle.latest_metrics()
+    latest = latest_metrics(bundle, run_ids)
     refused = {key: why for key in latest["key"].unique().to_pylist() if (why := target.cannot_hold_key(key))}
     if not refused:
         return []
-    selected = pa.array(run_ids, pa.string())
     bad = latest.filter(pc.is_in(latest["key"], value_set=pa.array(list(refused), pa.string())))
-    bad = bad.filter(pc.is_in(bad["run_id"], value_set=selected))
     owners: dict[str, list[str]] = defaultdict(list)
     for run, key in zip(bad["run_id"].to_pylist(), bad["key"].to_pylist(), strict=True):
         owners[key].append(run)

@@ -27,6 +27,7 @@ __all__ = [
     "LEFT_OUT",
     "NOT_RESTORED",
     "PARENTS",
+    "ROW_NOUNS",
     "ROW_ORDER",
     "ROW_SCHEMAS",
     "SERIES_SCHEMA",
@@ -74,6 +75,14 @@ def _owned(table: str) -> pa.Schema:
 ROW_SCHEMAS: Final[Mapping[str, pa.Schema]] = {name: _owned(name) for name in ("model_metrics/1", "spans/1")}
 #: The order of an owner's rows: model metrics by key (bytes), step, timestamp, run id (bytes); spans by start, span id (bytes).
 ROW_ORDER: Final[Mapping[str, tuple[str, ...]]] = {name: TABLES[name].order for name in ROW_SCHEMAS}
+
+#: What the rows of a table are called.
+ROW_NOUNS: Final[Mapping[str, str]] = {
+    "metrics/1": "metric points",
+    "model_metrics/1": "metric points",
+    "spans/1": "spans",
+    "files/1": "files",
+}
 
 #: Kinds that belong to an entity of another kind and can be asked for by that (``EntityQuery.parents``).
 PARENTS: Final = {"model_version": "registered_model", "dataset_record": "evaluation_dataset"}
@@ -261,10 +270,12 @@ class PlannedRun:
 
 @dataclass(slots=True, kw_only=True)
 class RunResult:
-    """What became of one planned run, as read back from the target. Without problems it is restored completely."""
+    """What became of one planned run, as read back from the target. Without problems it is restored completely. ``added``: it
+    was there, and got points or files that it lacked."""
 
     source_run_id: str
     run_id: str | None = None
+    added: bool = False
     metric_points: int = 0
     files: int = 0
     file_bytes: int = 0

@@ -240,7 +240,7 @@ def _named(source: MlflowSource, known: Sequence[Experiment], patterns: Sequence
 
 def _no_experiment(source: MlflowSource, pattern: str, names: Sequence[str]) -> BundleError:
     close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.5)
-    nameless = [problem.id for problem in source.problems() if problem.kind == "experiment"]
+    nameless = [problem.id for problem in source.problems() if problem.kind == "experiment" and problem.id]
     hint = None if names else "there are no experiments at all"
     if nameless and not close:
         hint = f"{plural(len(nameless), 'experiment')} cannot be read: only the id is known (for example {nameless[0]})"
@@ -252,10 +252,13 @@ def _no_experiment(source: MlflowSource, pattern: str, names: Sequence[str]) -> 
 
 def missing_or_unreadable(source: MlflowSource, kind: str, identity: str, missing: NotFoundError) -> BundleError:
     """The error about an entity that was named and was not among those that the source could read: ``missing``, unless it is
-    there and cannot be read."""
-    for problem in source.problems():
-        if (problem.kind, problem.id) == (kind, identity):
+    there and cannot be read. Its hint tells where others of the kind cannot be read, of which it may be one."""
+    of_kind = [problem for problem in source.problems() if problem.kind == kind]
+    for problem in of_kind:
+        if problem.id == identity or (kind == "run" and not problem.id and identity in problem.runs):
             return CorruptError(problem.message, code=problem.code, hint="mend it at the source, or do not select it")
+    if unnamed := [problem for problem in of_kind if not problem.id]:
+        missing.hint = f"it may be among what cannot be read: {unnamed[0].message}"
     return missing
 
 

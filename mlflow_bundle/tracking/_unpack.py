@@ -20,7 +20,7 @@ from mlflow_bundle.kinds import KINDS
 from mlflow_bundle.records import Experiment, Problem, Run
 from mlflow_bundle.tracking._archive import ArchiveSource
 from mlflow_bundle.tracking._connect import connect_target, resolve_tracking_uri
-from mlflow_bundle.tracking._damage import leave_out_orphans, losses, salvaged
+from mlflow_bundle.tracking._damage import foreseen_losses, leave_out_orphans, losses, salvaged
 from mlflow_bundle.tracking._entities import EntityRestore, entity_problems, in_restore_order
 from mlflow_bundle.tracking._gather import Gathered, collect
 from mlflow_bundle.tracking._left_out import LeftOut
@@ -157,7 +157,7 @@ def restore(
     ``damage`` is what is wrong with an archive that is read as far as possible (``_bundle.salvage``)."""
     started = time.monotonic()
     with ExitStack() as stack:
-        source = ArchiveSource(archive)
+        source = ArchiveSource(archive, damage)
         found = collect(source, selection)
         gathered = found.gathered
         stack.callback(gathered.close)
@@ -170,17 +170,15 @@ def restore(
             )
         homes = Homes(workspace, target.has_workspaces)
         plan = stack.enter_context(closing(make_plan(archive, target, selected, rename, homes)))
-        plan.problems[:0] = damage
+        plan.problems[:0] = source.problems()
         for planned in plan.runs():
             gathered.run(planned)
         gathered.fetch_models(source)
         lost = {kind: archive.reader.lost_records(kind) for kind in KINDS} if selection.whole else {}
-        left_out = LeftOut()
-        for source_id in plan.refused():
-            left_out.add("experiment", source_id)
-        leave_out_orphans(archive, gathered, left_out, plan.placements)
-        existing = {source: p.existing.experiment_id for source, p in plan.placements.items() if p.existing}
-        plan.problems += entity_problems(archive, gathered, target, left_out, homes, existing=existing)
+        left_out = _left_out(archive, gathered, target, plan, homes)
+        if dry_run and damage:
+            runs = (run for run in plan.runs() if not plan.is_current(run))
+            plan.problems += foreseen_losses(archive, runs, gathered, target.kinds(), left_out)
         options = RestoreOptions(workspace=workspace, online_scoring=online_scoring)
         ids = IdMap()
         entities = EntityRestore(archive, target, gathered, ids=ids, options=options, left_out=left_out, homes=homes)
@@ -191,6 +189,17 @@ def restore(
             raise _cannot_hold(plan.problems, target)
         work.run()
         return work.report(dry_run=False, seconds=time.monotonic() - started)
+
+
+def _left_out(archive: Bundle, gathered: Gathered, target: MlflowTarget, plan: Plan, homes: Homes) -> LeftOut:
+    """What does not arrive; why that is goes to the problems of the plan."""
+    left_out = LeftOut()
+    for source_id in plan.refused():
+        left_out.add("experiment", source_id)
+    leave_out_orphans(archive, gathered, left_out, plan.placements)
+    existing = {source: p.existing.experiment_id for source, p in plan.placements.items() if p.existing}
+    plan.problems += entity_problems(archive, gathered, target, left_out, homes, existing=existing)
+    return left_out
 
 
 def _cannot_hold(problems: Sequence[Problem], target: MlflowTarget) -> CannotHoldError:
@@ -380,7 +389,7 @@ class _Restore:
 
     def _take(self, result: RunResult) -> None:
         there = self._plan.there(result.source_run_id)
-        was_there = self._target.keeps_ids and there is not None
+        was_there = self._target.keeps_ids and there is not None and not result.added
         for note in result.notes:
             self._note(note)
         if result.run_id is not None:
@@ -388,7 +397,7 @@ class _Restore:
         self._problems += [p for p in result.problems if (p.code, p.id, p.path, p.message) not in self._foreseen]
         self._count(result.source_run_id, self._failed if result.problems else self._there if was_there else self._restored)
         if not was_there:
-            if there is not None and there.complete and not result.problems:
+            if there is not None and there.complete and not result.problems and not result.added:
                 self._note("a run of an earlier restore was brought up to date: this snapshot, or its parent, is another")
             self._points += result.metric_points
             self._files += result.files

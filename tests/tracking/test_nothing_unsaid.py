@@ -279,6 +279,22 @@ def test_files_below_a_place_that_is_not_mounted_any_more_are_problems(empty_mlf
     assert (pack(**asked).counts["file"], pack(**asked).notes) == (2, ())
 
 
+def test_an_artifacts_destination_that_is_not_mounted_any_more_is_a_problem(empty_mlflow: str, tmp_path: Path) -> None:
+    """The same holds for files that a server keeps behind ``mlflow-artifacts:``."""
+    mounted = tmp_path / "mounted"
+    mounted.mkdir()
+    client = MlflowClient(empty_mlflow)
+    run = client.create_run(client.create_experiment("served", artifact_location="mlflow-artifacts:/1")).info.run_id
+    (mounted / "1" / run / "artifacts").mkdir(parents=True)
+    (mounted / "1" / run / "artifacts/a.txt").write_text("a")
+    asked: dict[str, Any] = {"bundle": tmp_path / "b", "tracking_uri": empty_mlflow, "artifacts_destination": mounted}
+    assert pack(**asked).counts["file"] == 1
+    mounted.rename(tmp_path / "elsewhere")
+    mounted.mkdir()
+    with pytest.raises(IncompleteError, match=f"nothing lies below {mounted}/1"):
+        pack(**asked)
+
+
 def test_files_that_are_gone_are_noted(empty_mlflow: str, tmp_path: Path) -> None:
     """A run that had files and has none any more, where others still have theirs, is counted in a note, once."""
     lost, _ = logged(empty_mlflow, tmp_path / "files")

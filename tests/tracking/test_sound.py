@@ -35,3 +35,13 @@ def test_a_damaged_database_is_not_taken_for_broken_entities() -> None:
 
     with pytest.raises(CorruptError, match="the database is damaged"):
         sound(load, range(10), lambda key, error: pytest.fail(f"{key}: {error}"))
+
+
+def test_a_column_that_is_wrong_everywhere_is_one_error() -> None:
+    """A whole batch that cannot be read is no thousand problems, and nobody is told of any."""
+
+    def load(keys: Sequence[int]) -> list[int]:
+        raise CorruptError(f"{len(keys)} are broken", code="column")
+
+    with pytest.raises(CorruptError, match="500 are broken"):
+        sound(load, range(500), lambda key, error: pytest.fail(f"{key}: {error}"))

@@ -8,15 +8,20 @@ import uuid
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric, TraceInfo, TraceLocation, TraceState
 from mlflow.tracking._tracking_service.utils import _get_store
+from msgspec.structs import replace
 
 import mlflow_bundle as bundle
 from mlflow_bundle._bundle import open_bundle
-from mlflow_bundle.errors import CorruptError
+from mlflow_bundle._storage import open_storage
+from mlflow_bundle.errors import CorruptError, NotFoundError
+from mlflow_bundle.records import KeyValue, record_id
+from tests.building import content_of, pack_content
 from tests.fixtures.estate import Estate
 from tests.fixtures.server import MlflowServer
 from tests.tracking.test_newer_snapshot import span_of
@@ -170,7 +175,7 @@ def test_a_database_and_lost_tables(
     assert {one.kind: one.failed for one in report.entities if one.failed} == {"logged_model": 1, "trace": 1}
     mend(place)
     report = bundle.unpack(place, tracking_uri=uri, artifact_root=tmp_path / "root")
-    assert (report.problems, report.runs_already_there) == ((), 3)
+    assert (report.problems, report.runs_restored, report.metric_points, report.files) == ((), 3, 4, 6)
     for what in ("run that was there without any metric", "model that was there without any metric", "trace that was there"):
         assert any(what in note for note in report.notes)
     bundle.pack(bundle=tmp_path / "again", tracking_uri=uri)
@@ -236,3 +241,78 @@ def test_without_allow_partial(lively: tuple[str, Path], tmp_path: Path) -> None
         bundle.unpack(place, tracking_uri=f"sqlite:///{tmp_path}/target.db")
     assert "--allow-partial restores the rest" in str(raised.value.hint)
     assert not (tmp_path / "target.db").exists()
+
+
+@pytest.fixture
+def whole_runs(tmp_path: Path) -> Path:
+    """A bundle of ten runs, each with its number as a param and its number and a half as the latest value of a metric."""
+    content = content_of(10)
+    content.files = {}
+    content.runs = [replace(run, params=(KeyValue("p", str(number)),)) for number, run in enumerate(content.runs)]
+    content.points = {
+        run.run_id: [("m", 1, START, 100.0), ("m", 2, START, number + 0.5)] for number, run in enumerate(content.runs)
+    }
+    with open_storage(tmp_path / "runs", create=True) as storage:
+        pack_content(storage, content)
+    return tmp_path / "runs"
+
+
+def test_a_filter_on_metrics(whole_runs: Path, tmp_path: Path) -> None:
+    """Where the view of runs is damaged, a filter on metrics selects them by their points."""
+    for role, path in objects_of(whole_runs):
+        if role == "views":
+            lose(whole_runs / path)
+    for name, condition, count in (("few", "metrics.m > 5.5", 4), ("all", "metrics.m >= 0.5 AND params.p != 'x'", 10)):
+        uri = f"sqlite:///{tmp_path}/{name}.db"
+        report = bundle.unpack(whole_runs, tracking_uri=uri, filter=condition, allow_partial=True)
+        assert report.runs_restored == count
+        assert not [problem for problem in report.problems if problem.code == "filter-undecided"]
+
+
+def test_a_filter_on_lost_metrics(whole_runs: Path, tmp_path: Path) -> None:
+    """Where nobody can tell whether runs match a filter, that is a problem which names them, and only those."""
+    for role, path in objects_of(whole_runs):
+        if role in ("views", "metrics"):
+            lose(whole_runs / path)
+    condition, uri = "metrics.m > 0 AND params.p != '5'", f"sqlite:///{tmp_path}/target.db"
+    report = bundle.unpack(whole_runs, tracking_uri=uri, filter=condition, allow_partial=True, dry_run=True)
+    assert report.runs_restored == 0
+    (problem,) = [problem for problem in report.problems if problem.code == "filter-undecided"]
+    assert len(problem.runs) == 9
+    report = bundle.unpack(whole_runs, tracking_uri=uri, filter="params.p != '5'", allow_partial=True, dry_run=True)
+    assert not [problem for problem in report.problems if problem.code == "filter-undecided"]
+    assert {problem.message.split(" because")[0].rpartition("its ")[2] for problem in report.problems if problem.id} == {
+        "metric points may be lost,"
+    }
+
+
+def test_a_lost_record_that_is_named(whole_runs: Path, tmp_path: Path) -> None:
+    """A run that is named and whose record is lost is told to be lost; without a view it may be."""
+    with open_bundle(whole_runs) as archive:
+        run = next(iter(archive.records("run")))
+        lost = [whole_runs / ref.path for ref in archive.objects if ref.role == "records" and ref.kind == "run"]
+        views = [whole_runs / ref.path for ref in archive.objects if ref.role == "views"]
+    for path in lost:
+        lose(path)
+    named: dict[str, Any] = {"run": record_id(run), "allow_partial": True, "tracking_uri": f"sqlite:///{tmp_path}/target.db"}
+    with pytest.raises(CorruptError, match="10 run records are lost"):
+        bundle.unpack(whole_runs, **named)
+    for path in views:
+        lose(path)
+    with pytest.raises(NotFoundError) as raised:
+        bundle.unpack(whole_runs, **named)
+    assert "10 run records are lost" in str(raised.value.hint)
+
+
+def test_a_dry_run_and_lost_tables(lively: tuple[str, Path], tmp_path: Path) -> None:
+    """A dry run tells every loss that the unpack tells, of each run and of each other entity."""
+    _, place = lively
+    for role, path in objects_of(place):
+        if role in ("metrics", "model_metrics", "spans", "files"):
+            lose(place / path)
+    planned, done = (
+        bundle.unpack(place, tracking_uri=f"sqlite:///{tmp_path}/target.db", allow_partial=True, dry_run=dry_run)
+        for dry_run in (True, False)
+    )
+    assert {problem.kind for problem in done.problems if problem.id} == {"run", "logged_model", "trace"}
+    assert set(planned.problems) == set(done.problems)

@@ -23,6 +23,7 @@ from mlflow_bundle.tracking._compare import record_differences
 from mlflow_bundle.tracking._port import (
     CANNOT_HOLD,
     DIFFERS,
+    ROW_NOUNS,
     ROW_SCHEMAS,
     ArtifactStore,
     EntityQuery,
@@ -52,8 +53,6 @@ _TRACES_JSON: Final = "traces.json"
 _NEVER: Final = ("gateway_secret",)
 #: Kinds that get more parts as time goes on. The time when they were made tells whether two of one name are the same.
 _GROWING: Final = ("registered_model", "mcp_server")
-#: What the rows of a table are called.
-_ROWS: Final = {"spans/1": "spans", "model_metrics/1": "metric points"}
 #: The table of the rows of a kind, in an archive and here, and the column of their owner.
 _OWNED: Final = {
     "trace": ("spans/1", "spans", "trace_id"),
@@ -76,6 +75,8 @@ class _Work:
     @property
     def has_rows(self) -> bool:
         """Whether the rows are in the database, and not in a file of a trace, which old releases do not mark."""
+        if not isinstance(self.expected, Trace):
+            return True
         in_database = getattr(self.expected, "spans_location", UNSET) == IN_DATABASE
         return in_database or all(path != _TRACES_JSON for path, _, _ in self.plan.files)
 
@@ -322,7 +323,7 @@ class EntityRestorer:
                 continue
             work.changed, work.result.action = True, "merged"
             what = kind.replace("_", " ")
-            work.result.notes.append(f"a {what} that was there without any {_ROWS[rows]} got those of the archive")
+            work.result.notes.append(f"a {what} that was there without any {ROW_NOUNS[rows]} got those of the archive")
 
     def _append_model_metrics(self, works: Sequence[_Work]) -> None:
         rows: list[Row] = []
@@ -397,7 +398,7 @@ class EntityRestorer:
             if wanted is None or not wanted.num_rows:
                 if number in found and work.exists:
                     what = f"a {work.result.kind.replace('_', ' ')} that was there"
-                    work.result.keeps(f"{what} keeps its {_ROWS[table]}: this snapshot has none")
+                    work.result.keeps(f"{what} keeps its {ROW_NOUNS[table]}: this snapshot has none")
                 continue
             there = pa.concat_tables(found[number]).combine_chunks() if number in found else wanted.slice(0, 0)
             work.result.rows = there.num_rows

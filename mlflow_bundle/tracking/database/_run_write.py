@@ -168,6 +168,7 @@ class RunRestorer:
                 work.fail(error.message, "refused")
         else:
             for work in works:
+                work.result.added = True
                 work.result.notes.append("a run that was there without any metric point got those of the archive")
 
     def _insert(self, works: Sequence[_Work], stage: PointStage, *, where: str) -> None:
@@ -242,6 +243,7 @@ class RunRestorer:
 
         for work, (found, problems) in _threaded(verify, [work for work in works if work.planned.files]):
             work.result.files, work.result.file_bytes = found.files, found.bytes
+            work.result.added = work.result.added or found.added > 0
             named = {problem.path for problem in (*work.result.problems, *problems)}
             work.result.problems += [*problems, *(problem for problem in found.problems if problem.path not in named)]
             work.result.notes += found.notes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,8 +16,11 @@ from mlflow_bundle.tracking.serve._load import load
 
 __all__ = ["in_own_process"]
 
-#: What is started searches for modules where this process does, and nowhere else.
-_START: Final = f"import sys; sys.path[:] = sys.argv[1:]; from {__name__} import _answer; _answer()"
+#: What is started searches for modules where this process does, and nowhere else. The one that waits for its answer ends it.
+_START: Final = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.path[:] = sys.argv[1:];"
+    f" from {__name__} import _answer; _answer()"
+)
 
 #: (name of a branch, its size, its value, whether it is over)
 _Progress = tuple[str, int | None, int, bool]
@@ -40,7 +42,7 @@ def in_own_process(function: tuple[str, str], *args: object, callback: Callback)
             pickle.dump((function, args), process.stdin)
             process.stdin.close()
             error, result = _follow(process.stdout, callback)
-        except (EOFError, BrokenPipeError):
+        except (EOFError, BrokenPipeError, pickle.UnpicklingError):
             error, result = ServerError(f"a process that reads the archive ended with {process.wait()}"), None
         except BaseException:
             process.kill()
@@ -69,8 +71,6 @@ def _follow(events: IO[bytes], callback: Callback) -> tuple[BaseException | None
 
 def _answer() -> None:
     """Be the other process."""
-    # The one that waits for the answer ends this one.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with os.fdopen(os.dup(1), "wb") as events:
         # What a library prints is no answer.
         os.dup2(2, 1)
