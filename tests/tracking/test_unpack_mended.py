@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelTag, Metric
@@ -23,9 +24,11 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def estate_of_two(empty_mlflow: str, tmp_path: Path, server: MlflowServer) -> Moving:
-    """A source, a bundle and a server."""
-    return Moving(MlflowClient(empty_mlflow), empty_mlflow, tmp_path, server, MlflowClient(server.url))
+def estate_of_two(empty_mlflow: str, tmp_path: Path, server: MlflowServer) -> Iterator[Moving]:
+    """A source, a bundle and a server. MLflow looks up the logged model that a version names at the default tracking URI."""
+    mlflow.set_tracking_uri(empty_mlflow)
+    yield Moving(MlflowClient(empty_mlflow), empty_mlflow, tmp_path, server, MlflowClient(server.url))
+    mlflow.set_tracking_uri(None)
 
 
 @contextmanager
