@@ -2,8 +2,8 @@
 
 from hypothesis import settings
 
-# A test that waits for a busy disk is not slow, and a failure can be repeated from what it prints.
-settings.register_profile("tests", deadline=None, print_blob=True)
+# A test that waits for a busy disk is not slow, and a failure can be repeated from what it prints. All fit into 40 minutes.
+settings.register_profile("tests", deadline=None, print_blob=True, max_examples=30)
 settings.load_profile("tests")
 
 pytest_plugins = [

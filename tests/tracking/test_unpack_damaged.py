@@ -82,13 +82,13 @@ def of_every_sort(place: Path) -> list[tuple[str, str]]:
 
 
 def test_any_object(whole: Path, tmp_path: Path) -> None:
-    """Whatever object is lost, cut off or altered: the unpack goes through, tells it, counts nothing as restored that is not,
-    and the next one of the whole bundle completes the target."""
+    """Whatever object is lost, cut off or altered (every fourth one is): the unpack goes through, tells it, counts nothing as
+    restored that is not, and the next one of the whole bundle completes the target."""
     place = tmp_path / "bundle"
     shutil.copytree(whole, place)
     healthy = bundle.unpack(whole, tracking_uri=f"sqlite:///{tmp_path}/whole.db")
     expected = at_target(healthy)
-    for number, (role, path) in enumerate(of_every_sort(whole)):
+    for number, (role, path) in enumerate(of_every_sort(whole)[::4]):
         (lose, cut, flip)[number % 3](place / path)
         uri = f"sqlite:///{tmp_path}/{number}/target.db"
         (tmp_path / str(number)).mkdir()
