@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 
+from mlflow_bundle.tracking.serve._answers import Answers
 from mlflow_bundle.tracking.serve._pages_first import PagesFirst
 
 SLOW = """
@@ -61,7 +62,7 @@ def made(name: str, text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     (folder / f"{name}.py").write_text(text)
     monkeypatch.syspath_prepend(folder)
     monkeypatch.delitem(sys.modules, name, raising=False)
-    return PagesFirst(name, "app")
+    return PagesFirst(name, "app", Answers(folder / "kept.answers"))
 
 
 def test_pages_come_at_once_and_the_rest_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ def serve(
         ServerError: the server did not start.
     """
     os.environ.update(_environment(metadata, bundle, storage_options, cache))
-    _run(listener, ready)
+    _run(listener, metadata.path, ready)
 
 
 def _check_packages() -> None:
@@ -104,9 +104,10 @@ def _environment(
     return told
 
 
-def _run(listener: socket.socket, ready: Callable[[str], object]) -> None:
+def _run(listener: socket.socket, database: Path, ready: Callable[[str], object]) -> None:
     import uvicorn  # noqa: PLC0415 - comes with MLflow
 
+    from mlflow_bundle.tracking.serve._answers import answers_of  # noqa: PLC0415
     from mlflow_bundle.tracking.serve._pages_first import PagesFirst  # noqa: PLC0415
 
     class Server(uvicorn.Server):
@@ -124,7 +125,7 @@ def _run(listener: socket.socket, ready: Callable[[str], object]) -> None:
     host, port = listener.getsockname()[:2]
     name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not listened on
     url = f"http://{f'[{name}]' if ':' in name else name}:{port}"
-    app = PagesFirst(*_APP)
+    app = PagesFirst(*_APP, answers_of(database))
     server = Server(uvicorn.Config(app, interface="asgi3", log_level="warning", lifespan="off", access_log=False))
     server.run(sockets=[listener])
     try:

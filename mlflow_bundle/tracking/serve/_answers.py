@@ -1,0 +1,122 @@
+"""What MLflow's server answered before. An archive does not change, so the answers about it stay right: they are kept in a
+file, and given while the server is still being loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from mlflow_bundle.__about__ import __version__
+from mlflow_bundle._limits import KIB
+
+__all__ = ["Answers", "Message", "Receive", "Send", "answers_of", "question_of"]
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+#: How many answers are kept of an archive, the first ones, and how large each may be, in bytes, and its question.
+_MOST: Final = 500
+_LARGEST: Final = 256 * KIB
+_DIGITS: Final = 64
+_PLACES: Final = ("/api/", "/ajax-api/", "/graphql")
+_JSON: Final = b"application/json"
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    question: str
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+
+class Answers:
+    """The answers in a file, to which each server of the archive adds a line for every new one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known = {answer.question: answer for answer in _read(path)}
+
+    def find(self, question: str) -> Response | None:
+        """The answer to a question, where it is known."""
+        if (answer := self._known.get(question)) is None:
+            return None
+        response = Response(answer.body)
+        response.raw_headers = list(answer.headers)
+        return response
+
+    def listener(self, question: str, send: Send) -> Send:
+        """Sends what a server answers, and remembers it if it is JSON, whole and no error."""
+        if not question or question in self._known or len(self._known) >= _MOST:
+            return send
+        headers, body = list[tuple[bytes, bytes]](), bytearray()
+
+        async def listen(message: Message) -> None:
+            nonlocal question
+            if message["type"] == "http.response.start":
+                headers.extend(message["headers"])
+                types = [value.partition(b";")[0] for name, value in headers if name.lower() == b"content-type"]
+                question = question if message["status"] == 200 and types == [_JSON] else ""
+            body.extend(message.get("body", b"") if question else b"")
+            question = question if len(body) <= _LARGEST else ""
+            await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body") and question:
+                self._add(_Answer(question, headers, bytes(body)))
+
+        return listen
+
+    def _add(self, answer: _Answer) -> None:
+        self._known[answer.question] = answer
+        line = msgspec.json.encode(answer)
+        # Where it cannot be written, the next server has to be waited for.
+        with contextlib.suppress(OSError), self._path.open("ab") as file:
+            file.write(b"%s %s\n" % (hashlib.sha256(line).hexdigest().encode(), line))
+
+
+def answers_of(database: Path) -> Answers:
+    """The answers of servers that were told what this process is told, with these packages, about the archive of a database."""
+    told = sorted((name, value) for name, value in os.environ.items() if name.startswith(("MLFLOW_", "_MLFLOW_")))
+    asked = hashlib.sha256(msgspec.json.encode([__version__, version("mlflow"), told])).hexdigest()
+    return Answers(database.with_name(f"{database.stem}-{asked[:16]}.answers"))
+
+
+async def question_of(request: Request) -> str:
+    """What tells a question to MLflow's API from others, as a SHA-256 in hex; empty for what is not to be remembered: large
+    ones, and those of other sites, which MLflow's server refuses.
+
+    Raises:
+        ClientDisconnect: whoever asks is gone.
+    """
+    headers, path = request.headers, request.url.path
+    size, host = headers.get("content-length", "0"), headers.get("host", "")
+    if (
+        request.method not in ("GET", "POST")
+        or not path.startswith(_PLACES)
+        or (request.method == "POST" and not (size.isdecimal() and int(size) <= _LARGEST))
+        or urlsplit(headers.get("origin", f"//{host}")).netloc != host
+        or "range" in headers
+    ):
+        return ""
+    parts = (request.method, path, request.url.query, urlsplit(f"//{host}").hostname, headers.get("x-mlflow-workspace"))
+    return hashlib.sha256(msgspec.json.encode([*parts, await request.body()])).hexdigest()
+
+
+def _read(path: Path) -> Iterable[_Answer]:
+    """The whole lines: one that somebody was writing, or that is damaged, does not count."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        digest, text = line[:_DIGITS], line[_DIGITS + 1 :]
+        if digest == hashlib.sha256(text).hexdigest().encode():
+            yield msgspec.json.decode(text, type=_Answer)
