@@ -1,5 +1,7 @@
 """Fixtures that every test module may use; each lives with the real thing that it starts."""
 
+import os
+
 from hypothesis import settings
 
 # A test that waits for a busy disk is not slow, and a failure can be repeated from what it prints. All fit into 40 minutes.
@@ -17,3 +19,8 @@ pytest_plugins = [
     "tests.fixtures.estate",
     "tests.fixtures.old_servers",
 ]
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Half of the time a test waits for a server that is being started."""
+    return round(1.5 * (os.cpu_count() or 1))

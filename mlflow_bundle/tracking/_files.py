@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from typing import BinaryIO, Final, NamedTuple
 
 import msgspec
@@ -18,11 +17,11 @@ from mlflow_bundle._packer import FileRow, Packer
 from mlflow_bundle._parallel import bounded_map
 from mlflow_bundle._spool import LineSpool
 from mlflow_bundle.errors import AuthError, BundleError, ServerError, UsageError
-from mlflow_bundle.records import KINDS, Problem, Record
+from mlflow_bundle.records import KINDS, Problem, Record, Run, record_id
 from mlflow_bundle.tracking._port import ArtifactStore, FileInfo, MlflowSource
 from mlflow_bundle.tracking.artifacts._own import NoArtifacts
 
-__all__ = ["NOT_LISTED", "Located", "Owner", "pack_files", "problem_of"]
+__all__ = ["NOT_LISTED", "Located", "Owner", "owner_of", "pack_files", "problem_of"]
 
 #: The code of the problem that the files of an entity could not be listed.
 NOT_LISTED: Final = "artifacts-not-listed"
@@ -45,34 +44,32 @@ class Owner(NamedTuple):
         return f"{self.kind.replace('_', ' ')} {self.id}"
 
 
+def owner_of(record: Record) -> Owner:
+    """An entity as the owner of its files."""
+    return Owner(str(record.__struct_config__.tag), record_id(record), record)
+
+
 class Located:
-    """Entities that may have files, kept on disk without their lists (tags, params and the like)."""
+    """Runs, kept on disk without their lists (tags, params and the like)."""
 
     def __init__(self) -> None:
-        self._spools: defaultdict[str, LineSpool] = defaultdict(LineSpool)
+        self._spool = LineSpool()
 
-    def add(self, record: Record) -> None:
-        """Note the next entity of its kind, in archive order."""
-        spool = self._spools[str(record.__struct_config__.tag)]
-        spool.add(encode(msgspec.structs.replace(record, **_without_lists(type(record)))))
+    def add(self, run: Run) -> None:
+        """Note the next one, in archive order."""
+        self._spool.add(encode(msgspec.structs.replace(run, **_NO_LISTS)))
 
     def owners(self) -> Iterator[Owner]:
-        """All of them, kind by kind. Nothing can be added afterwards."""
-        for kind, spool in self._spools.items():
-            decode, identify = msgspec.json.Decoder(KINDS[kind].type).decode, KINDS[kind].identify
-            for record in map(decode, spool.lines()):
-                yield Owner(kind, identify(record), record)
+        """All of them, as owners of files. Nothing can be added afterwards."""
+        return map(owner_of, map(msgspec.json.Decoder(Run).decode, self._spool.lines()))
 
     def close(self) -> None:
-        """Remove the temporary files."""
-        for spool in self._spools.values():
-            spool.close()
+        """Remove the temporary file."""
+        self._spool.close()
 
 
-@cache
-def _without_lists(kind: type[Record]) -> dict[str, tuple[()]]:
-    """Nothing for every field of a record that is a list."""
-    return {field.name: () for field in msgspec.structs.fields(kind) if field.default == ()}
+#: Nothing for every field of a run that is a list.
+_NO_LISTS: Final = {field.name: () for field in msgspec.structs.fields(Run) if field.default == ()}
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, Literal
 from urllib.parse import urlsplit
@@ -82,7 +83,10 @@ class LostFiles:
         if served or owner.kind not in _ROOTS or not uri.startswith(("/", "file:")):
             return None
         place, *below = uri.rsplit("/", above + 1)
-        return local_path(place) if len(below) > above else None
+        return _local(place) if len(below) > above else None
+
+
+_local: Final = lru_cache(local_path)
 
 
 def _state(folder: str) -> _State:

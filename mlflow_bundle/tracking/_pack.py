@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final
 
 import pyarrow as pa
@@ -25,8 +26,8 @@ from mlflow_bundle._storage import Storage, open_storage
 from mlflow_bundle.errors import IncompleteError, UsageError
 from mlflow_bundle.records import KINDS, Problem, Scope, Snapshot
 from mlflow_bundle.tracking._connect import connect_source, resolve_tracking_uri
-from mlflow_bundle.tracking._files import Located, pack_files
-from mlflow_bundle.tracking._gather import Collected, collect
+from mlflow_bundle.tracking._files import Located, owner_of, pack_files
+from mlflow_bundle.tracking._gather import Collected, Gathered, collect
 from mlflow_bundle.tracking._lost_files import LostFiles
 from mlflow_bundle.tracking._port import ROW_SCHEMAS, MlflowSource
 from mlflow_bundle.tracking._select import Lifecycle, Moment, Selection
@@ -186,7 +187,7 @@ def pack_into(
         work.records(found)
         work.series(reuse=base is not None)
         work.rows()
-        work.files(LostFiles(source.description.kind, base, options.destination))
+        work.files(found.gathered, LostFiles(source.description.kind, base, options.destination))
         work.problems += source.problems()
         work.notes += source.notes()
         _refuse_partial(work.problems, allow_partial=options.allow_partial)
@@ -238,7 +239,7 @@ class _Work:
         self.notes: list[str] = []
 
     def records(self, found: Collected) -> None:
-        """Take the records of all kinds, the runs as they come from the source; keep, on disk, where their files lie."""
+        """Take the records of all kinds, the runs as they come from the source; keep, on disk, where the files of these lie."""
         progress = self._callback.branched("runs", "")
         for run in found.selected.runs:
             self._packer.add(run)
@@ -250,11 +251,8 @@ class _Work:
         for experiment in found.experiments():
             self._packer.add(experiment)
         for kind in found.gathered.kinds():
-            has_files = _FILES in KINDS[kind].tables
             for line, record in found.gathered.lines(kind):
                 self._packer.add(record, line)
-                if has_files:
-                    self._located.add(record)
         self.notes += found.gathered.dangling(self._packer.ids)
 
     def rows(self) -> None:
@@ -310,13 +308,15 @@ class _Work:
         if first < len(ids):
             yield first, len(ids)
 
-    def files(self, lost: LostFiles) -> None:
+    def files(self, gathered: Gathered, lost: LostFiles) -> None:
         """List and store the files of all runs, logged models, model versions and traces; ``lost`` takes those without any."""
+        others = (kind for kind in gathered.kinds() if _FILES in KINDS[kind].tables)
+        owners = (owner_of(record) for kind in others for record in gathered.records(kind))
         progress = self._callback.branched("files", "")
         with ThreadPoolExecutor(self._workers, thread_name_prefix="mlflow-bundle") as executor:
             packed = pack_files(
                 self._source,
-                self._located.owners(),
+                chain(self._located.owners(), owners),
                 self._packer,
                 executor,
                 workers=self._workers,

@@ -90,7 +90,9 @@ class Bench:
     @property
     def source_artifacts(self) -> Path:
         """Where the source server keeps its artifacts; there are none."""
-        return self.source_path.parent / "artifacts"
+        folder = self.source_path.parent / "artifacts"
+        folder.mkdir(exist_ok=True)
+        return folder
 
     @cached_property
     def target_path(self) -> Path:

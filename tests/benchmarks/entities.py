@@ -24,6 +24,7 @@ _SCALE: Final = 5
 
 def _made(bench: Bench, room: Path, fill: Fill) -> Path:
     path = new_database(bench.scratch / "template.db", room / "mlflow.db")
+    (room / "artifacts").mkdir()
     fill(path, "mlflow-artifacts:")
     return path
 

@@ -122,7 +122,7 @@ def _spans(trace: str, experiment: int, time: int, count: int) -> Iterator[tuple
             "mlflow.spanInputs": {"question": f"what is {place}?", "context": ["a passage of some length"] * 4},
             "mlflow.spanOutputs": {"answer": f"it is {place}", "score": place / 7},
         }
-        content = {
+        content: dict[str, Any] = {
             "trace_id": _base64(trace.removeprefix("tr-")),
             "span_id": _base64(span),
             "parent_span_id": None if parent is None else _base64(parent),

@@ -19,7 +19,7 @@ from tests.serve.test_pages_first import LET_GO, made, running
 
 #: An application that tells how often it was asked, what, and by whom.
 ECHO = """
-import json
+import asyncio, json
 from tests.serve.test_pages_first import LET_GO
 LET_GO.wait(60)
 ASKED = []
@@ -35,9 +35,12 @@ async def app(scope, receive, send):
     status = 404 if "missing" in scope["path"] else 200
     kind = b"text/plain" if "text" in scope["path"] else b"application/json; charset=utf-8"
     told = json.dumps({"times": len(ASKED), "body": body.decode(), "padding": "x" * body.count(b"+")}).encode()
-    await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", kind), (b"x-of", b"mlflow")]})
+    headers = [(b"Content-Type", kind), (b"x-of", b"mlflow"), (b"content-length", str(len(told)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": told[:5], "more_body": True})
-    await send({"type": "http.response.body", "body": told[5:]})
+    await send({"type": "http.response.body", "body": told[5:], "more_body": True})
+    await asyncio.sleep("late" in scope["path"])
+    await send({"type": "http.response.body", "body": b""})
 """
 SEARCH = "/api/2.0/mlflow/runs/search"
 
@@ -134,6 +137,14 @@ def test_damaged_answers_do_not_count(place: str, tmp_path: Path, monkeypatch: p
         assert json.loads(asked(url, "/api/third")[2])["times"] == 2
     with loading(tmp_path, monkeypatch) as url:
         assert [json.loads(asked(url, f"/api/{name}")[2])["times"] for name in ("first", "third")] == [1, 2]
+
+
+def test_an_answer_is_kept_before_anybody_has_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has the answer may end the server at once, before that says that it was all, as WSGI applications do."""
+    with loading(tmp_path, monkeypatch) as url:
+        LET_GO.set()
+        asked(url, "/api/late")
+        assert len((tmp_path / "kept.answers").read_bytes().splitlines()) == 1
 
 
 def test_a_limited_number_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,14 +63,17 @@ class Answers:
         async def listen(message: Message) -> None:
             nonlocal question
             if message["type"] == "http.response.start":
-                headers.extend(message["headers"])
-                types = [value.partition(b";")[0] for name, value in headers if name.lower() == b"content-type"]
-                question = question if message["status"] == 200 and types == [_JSON] else ""
-            body.extend(message.get("body", b"") if question else b"")
-            question = question if len(body) <= _LARGEST else ""
+                headers.extend((name.lower(), value) for name, value in message["headers"])
+                kind = dict(headers).get(b"content-type", b"").partition(b";")[0]
+                question = question if message["status"] == 200 and kind == _JSON else ""
+            elif question:
+                body.extend(message.get("body", b""))
+                # Whoever asked may be gone, or end this process, before the server says that this was all.
+                is_whole = not message.get("more_body") or dict(headers).get(b"content-length") == str(len(body)).encode()
+                if is_whole and len(body) <= _LARGEST:
+                    self._add(_Answer(question, list(headers), bytes(body)))
+                question = "" if is_whole or len(body) > _LARGEST else question
             await send(message)
-            if message["type"] == "http.response.body" and not message.get("more_body") and question:
-                self._add(_Answer(question, headers, bytes(body)))
 
         return listen
 
