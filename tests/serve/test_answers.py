@@ -147,14 +147,16 @@ def test_an_answer_is_kept_before_anybody_has_all_of_it(tmp_path: Path, monkeypa
         assert len((tmp_path / "kept.answers").read_bytes().splitlines()) == 1
 
 
-def test_a_limited_number_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file does not grow with every question."""
-    monkeypatch.setattr(_answers, "_MOST", 3)
-    with loading(tmp_path, monkeypatch) as url:
-        LET_GO.set()
-        for number in range(6):
-            asked(url, f"/api/{number % 5}")
-    assert len((tmp_path / "kept.answers").read_bytes().splitlines()) == 3
+def test_only_so_much_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file does not grow with every question, nor with every server."""
+    size = len(b'{"times": 1, "body": "", "padding": ""}')
+    monkeypatch.setattr(_answers, "_ENOUGH", 2 * size + 1)
+    for _ in range(2):
+        with loading(tmp_path, monkeypatch) as url:
+            LET_GO.set()
+            for number in range(6):
+                asked(url, f"/api/{number % 5}")
+        assert len((tmp_path / "kept.answers").read_bytes().splitlines()) == 3
 
 
 def test_settings_and_releases_have_answers_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mlflow_bundle.__about__ import __version__
-from mlflow_bundle._limits import KIB
+from mlflow_bundle._limits import KIB, MIB
 
 __all__ = ["Answers", "Message", "Receive", "Send", "answers_of", "question_of"]
 
@@ -25,8 +25,8 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-#: How many answers are kept of an archive, the first ones, and how large each may be, in bytes, and its question.
-_MOST: Final = 500
+#: Bytes that the answers of an archive have together, the first ones, and that each may have, and its question.
+_ENOUGH: Final = 16 * MIB
 _LARGEST: Final = 256 * KIB
 _DIGITS: Final = 64
 _PLACES: Final = ("/api/", "/ajax-api/", "/graphql")
@@ -45,6 +45,7 @@ class Answers:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._known = {answer.question: answer for answer in _read(path)}
+        self._bytes = sum(len(answer.body) for answer in self._known.values())
 
     def find(self, question: str) -> Response | None:
         """The answer to a question, where it is known."""
@@ -56,7 +57,7 @@ class Answers:
 
     def listener(self, question: str, send: Send) -> Send:
         """Sends what a server answers, and remembers it if it is JSON, whole and no error."""
-        if not question or question in self._known or len(self._known) >= _MOST:
+        if not question or question in self._known or self._bytes >= _ENOUGH:
             return send
         headers, body = list[tuple[bytes, bytes]](), bytearray()
 
@@ -79,6 +80,7 @@ class Answers:
 
     def _add(self, answer: _Answer) -> None:
         self._known[answer.question] = answer
+        self._bytes += len(answer.body)
         line = msgspec.json.encode(answer)
         # Where it cannot be written, the next server has to be waited for.
         with contextlib.suppress(OSError), self._path.open("ab") as file:
