@@ -76,7 +76,7 @@ def serve(
     with mlflow_side.listening(host, port) as listener:
         with progress(state, "reading the metadata") as callback:
             metadata = mlflow_side.metadata_of(
-                bundle, snapshot=snapshot, storage_options=options, cache=folder, callback=callback
+                bundle, snapshot=snapshot, storage_options=options, cache=folder, to_serve=True, callback=callback
             )
 
         def ready(url: str) -> None:

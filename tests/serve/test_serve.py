@@ -193,14 +193,15 @@ def _replace_text(path: Path) -> None:
     path.write_bytes(data.replace(b"only", b"0nly") if b"only" in data else data[:-1])
 
 
-def _clear_page(path: Path) -> None:
-    """Nothing but zeros in the second half of the last page."""
-    path.write_bytes(path.read_bytes()[:-2048] + bytes(2048))
+def _clear_pages(path: Path) -> None:
+    """Nothing but zeros in the second half."""
+    half = path.stat().st_size // 2
+    path.write_bytes(path.read_bytes()[:half] + bytes(path.stat().st_size - half))
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "another text": _replace_text,
-    "an empty page": _clear_page,
+    "empty pages": _clear_pages,
     "no checksum": lambda path: path.with_suffix(".sha256").unlink(),
     "half a checksum": lambda path: os.truncate(path.with_suffix(".sha256"), 32),
     "empty": lambda path: os.truncate(path, 0),
@@ -238,6 +239,37 @@ def test_a_damaged_database_is_not_served(tmp_path: Path) -> None:
     assert status == 200
     assert [experiment["name"] for experiment in json.loads(text)["experiments"]] == ["only"]
     assert running.damaged
+
+
+def _indexes(path: Path) -> dict[str, tuple[str, ...]]:
+    """The columns of all indexes, after the name of their table, by name."""
+    with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as connection:
+        named = connection.execute("SELECT name, tbl_name FROM sqlite_master WHERE type = 'index'").fetchall()
+        columns = {name: connection.execute(f'PRAGMA index_info("{name}")').fetchall() for name, _ in named}
+    connection.close()
+    return {name: (table, *(column for _, _, column in columns[name])) for name, table in named}
+
+
+def test_all_is_found_as_fast_as_in_mlflows_own_database(tmp_path: Path) -> None:
+    """Every index of MLflow is there, but for those of metrics with which another one begins."""
+    path = metadata_of(_one_experiment(tmp_path), cache=tmp_path / "cache").path
+    wanted, there = _indexes(path.with_name(f"empty-{head_revision()}.db")), _indexes(path)
+    assert len(wanted) > 50
+    assert there == {name: columns for name, columns in wanted.items() if name in there}
+    for name in wanted.keys() - there.keys():
+        assert wanted[name][0] in ("metrics", "latest_metrics")
+        assert any(columns[: len(wanted[name])] == wanted[name] for columns in there.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to_serve", [False, True])
+def test_a_server_is_imported_where_one_is_to_be_started(to_serve: bool, tmp_path: Path) -> None:
+    """While the database is made, and not for who wants just that."""
+    made = f"metadata_of({str(_one_experiment(tmp_path))!r}, cache=Path({str(tmp_path / 'cache')!r}), to_serve={to_serve}).made"
+    script = "import sys; from pathlib import Path; from mlflow_bundle.tracking.serve import metadata_of\n"
+    script += f"print({made}, 'mlflow.server.fastapi_app' in sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert answer.stdout.split() == ["True", str(to_serve)]
 
 
 def test_the_working_folder_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,10 @@ from mlflow_bundle.tracking.serve._whole import is_whole, keep
 
 __all__ = ["build"]
 
-#: What this needs of MLflow, and what its server will need: that itself is imported when it can be told what to serve.
-_MODULES: Final = ("mlflow.store.tracking.sqlalchemy_store", "aiohttp", "flask")
+#: What this needs of MLflow, and what its server needs, which asks for its settings when it gets the first question. That it
+#: runs in a server it is told by uvicorn.
+_STORE: Final = ("mlflow.store.tracking.sqlalchemy_store",)
+_SERVER: Final = ("uvicorn", "mlflow.server.fastapi_app")
 _FILL: Final = ("mlflow_bundle.tracking.serve._fill", "fill")
 
 
@@ -32,14 +34,19 @@ def build(
     storage_options: Mapping[str, Any] | None,
     empty: Path,
     root: str,
+    to_serve: bool,
     callback: Callback,
 ) -> tuple[Problem, ...]:
     """Make the database ``path``, a new file in a folder that nobody else writes into. ``empty`` is where MLflow's database
     with nothing in it is kept, made where it is not there. ``root`` is where the new one says that all artifacts lie: below
-    it, as MLflow lays them out. Returns what MLflow's database cannot hold."""
+    it, as MLflow lays them out. Where it is made ``to_serve``, MLflow's server is imported meanwhile. Returns what MLflow's
+    database cannot hold."""
     # Seconds, in which another process fills the database.
     with ThreadPoolExecutor(1, thread_name_prefix="mlflow-bundle-import") as other:
-        importing = other.submit(lambda: [load(module) for module in _MODULES])
+        importing = other.submit(lambda: [load(module) for module in _STORE])
+        if to_serve:
+            # What cannot be imported is told when the server is to be started.
+            other.submit(lambda: [load(module) for module in _SERVER])
         if not is_whole(empty):
             importing.result()
             made = path.with_name(empty.name)

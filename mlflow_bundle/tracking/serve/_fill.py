@@ -12,6 +12,7 @@ import pyarrow as pa
 from fsspec.callbacks import Callback
 
 from mlflow_bundle._bundle import Bundle, open_bundle
+from mlflow_bundle._limits import KIB
 from mlflow_bundle.entities import ModelVersion
 from mlflow_bundle.kinds import record_id
 from mlflow_bundle.plugins._names import part_of
@@ -26,10 +27,14 @@ __all__ = ["fill"]
 _DEFAULT: Final = "Default"
 #: For a file that nobody else sees and that can be made again.
 _CARELESS: Final = ("synchronous = OFF", "journal_mode = MEMORY", "temp_store = MEMORY", "cache_size = -100000")
+#: Bytes of a page of the database: with MLflow's own 4 KiB it takes a fifth longer.
+_PAGE: Final = 32 * KIB
+#: The indexes of metrics: name, definition, table and columns as a text that starts that of an index with more columns.
 _INDEXES: Final = (
-    "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND tbl_name IN ('metrics', 'latest_metrics') AND sql IS NOT NULL"
+    "SELECT name, sql, tbl_name || ':' || (SELECT GROUP_CONCAT(name, ',') || ',' FROM pragma_index_info(m.name)) AS columns"
+    " FROM sqlite_master AS m WHERE type = 'index' AND tbl_name IN ('metrics', 'latest_metrics') AND sql IS NOT NULL"
 )
-_TWO_TEXTS: Final = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("name", "sql")])
+_THREE_TEXTS: Final = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("name", "sql", "columns")])
 
 
 class _WithoutFiles(Bundle):
@@ -51,7 +56,8 @@ class _WithoutFiles(Bundle):
 
 class _Scratch(DatabaseTarget):
     """A new database that nobody sees until it is done, and that can be made again: it need not survive a power loss, nothing
-    is read back from it, and the indexes of its metrics are made when all points are there."""
+    is read back from it, and the indexes of its metrics are made when all points are there, but for those that another one
+    begins with."""
 
     def __init__(self, uri: str, **options: Any) -> None:
         self.indexes: dict[str, str] = {}
@@ -60,11 +66,12 @@ class _Scratch(DatabaseTarget):
     def _connect(self) -> Connection:
         connection = super()._connect()
         connection.set_pragmas(*_CARELESS)
-        names, definitions = (column.to_pylist() for column in connection.fetch(_INDEXES, _TWO_TEXTS).columns)
-        for name in names:
+        found = list(zip(*(column.to_pylist() for column in connection.fetch(_INDEXES, _THREE_TEXTS).columns), strict=True))
+        for name, definition, columns in found:
             connection.run(f'DROP INDEX "{name}"')
+            if not any(longer != columns and longer.startswith(columns) for _, _, longer in found):
+                self.indexes[name] = definition
         connection.commit()
-        self.indexes |= dict(zip(names, definitions, strict=True))
         return connection
 
 
@@ -84,6 +91,9 @@ def fill(
 
 
 def _fill(archive: Bundle, path: Path, root: str, callback: Callback) -> tuple[Problem, ...]:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA page_size = {_PAGE}")
+        connection.execute("VACUUM")
     made: list[_Scratch] = []
 
     def connect() -> DatabaseTarget:

@@ -64,10 +64,11 @@ def metadata_of(
     snapshot: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
     cache: Path | None = None,
+    to_serve: bool = False,
     callback: Callback = DEFAULT_CALLBACK,
 ) -> Metadata:
     """The database of a snapshot, by default the newest, made where it is not there yet or damaged. Artifacts stay where they
-    are.
+    are. ``to_serve`` is for whoever calls ``serve`` with it: MLflow's server is imported while the database is made.
 
     ``cache`` is the folder below which it is kept, by default that of the user. It is named after the root digest and the
     schema of the installed MLflow.
@@ -101,6 +102,7 @@ def metadata_of(
             storage_options=storage_options,
             empty=path.with_name(f"empty-{head}.db"),
             root=f"mlflow-bundle://{digest}",
+            to_serve=to_serve,
             callback=callback,
         )
         keep(unfinished, path)
