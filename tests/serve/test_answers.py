@@ -95,6 +95,7 @@ def test_what_was_answered_once_is_answered_at_once(tmp_path: Path, monkeypatch:
         pytest.param("/api/large", "+" * 200_000, {}, id="a-large-answer"),
         pytest.param("/api/large", "-" * 300_000, {}, id="a-large-question"),
         pytest.param("/health", None, {}, id="no-question-of-the-api"),
+        pytest.param("/graphql", "{}", {}, id="an-error-may-look-like-an-answer"),
     ],
 )
 def test_all_other_questions_wait(

@@ -6,30 +6,28 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Message, Send
 
 from mlflow_bundle.__about__ import __version__
 from mlflow_bundle._limits import KIB, MIB
 
-__all__ = ["Answers", "Message", "Receive", "Send", "answers_of", "question_of"]
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+__all__ = ["Answers", "answers_of", "question_of"]
 
 #: Bytes that the answers of an archive have together, the first ones, and that each may have, and its question.
 _ENOUGH: Final = 16 * MIB
 _LARGEST: Final = 256 * KIB
 _DIGITS: Final = 64
-_PLACES: Final = ("/api/", "/ajax-api/", "/graphql")
+#: Not GraphQL, whose errors look like answers.
+_PLACES: Final = ("/api/", "/ajax-api/")
 _JSON: Final = b"application/json"
 
 

@@ -14,9 +14,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, PlainTextResponse
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import Message, Receive, Scope, Send
 
 from mlflow_bundle.tracking.database._revision import mlflow_folder
-from mlflow_bundle.tracking.serve._answers import Answers, Message, Receive, Send, question_of
+from mlflow_bundle.tracking.serve._answers import Answers, question_of
 from mlflow_bundle.tracking.serve._load import load
 
 __all__ = ["PagesFirst"]
@@ -49,7 +50,7 @@ class PagesFirst:
         if self._loading.done():
             self._loading.result()
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or pass it on."""
         of_page = scope["type"] == "http" and (scope["path"] == "/" or scope["path"].startswith(f"{_STATIC}/"))
         if of_page and self._pages.routes and not self._loading.done():
@@ -60,7 +61,7 @@ class PagesFirst:
         else:
             await self._wait(scope, receive, send)
 
-    async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         question = await question_of(request)
         known = None if self._loading.done() else self._answers.find(question)
@@ -71,7 +72,7 @@ class PagesFirst:
         else:
             await self._wait(scope, receive, send)
 
-    async def _wait(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def _wait(self, scope: Scope, receive: Receive, send: Send) -> None:
         loading = asyncio.wrap_future(self._loading)
         await asyncio.wait((loading,))
         if loading.exception() is None:

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Final
+from typing import Final
 
 from mlflow.server.fastapi_app import app as _mlflow
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 __all__ = ["ReadOnly", "app", "is_reading"]
-
-Message = MutableMapping[str, Any]
-Application = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
 
 _METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 #: Questions that MLflow asks with POST. The only mutations of its GraphQL schema are searches, and an echo.
@@ -42,12 +39,10 @@ def is_reading(method: str, path: str) -> bool:
 class ReadOnly:
     """An ASGI application that answers 403 to every request that would write, in the form of MLflow's own errors."""
 
-    def __init__(self, inner: Application) -> None:
+    def __init__(self, inner: ASGIApp) -> None:
         self._inner = inner
 
-    async def __call__(
-        self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
-    ) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
         if scope["type"] != "http" or is_reading(scope["method"], scope["path"]):
             await self._inner(scope, receive, send)
