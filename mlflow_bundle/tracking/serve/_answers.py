@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
@@ -18,21 +18,22 @@ from starlette.responses import Response
 from starlette.types import Message, Send
 
 from mlflow_bundle.__about__ import __version__
-from mlflow_bundle._limits import KIB, MIB
+from mlflow_bundle._limits import MIB
 
 __all__ = ["Answers", "answers_of", "question_of"]
 
 #: Bytes that the answers of an archive have together, the first ones, and that each may have, and its question.
 _ENOUGH: Final = 16 * MIB
-_LARGEST: Final = 256 * KIB
+_LARGEST: Final = 2 * MIB
 _DIGITS: Final = 64
-#: Not GraphQL, whose errors look like answers.
-_PLACES: Final = ("/api/", "/ajax-api/")
-_JSON: Final = b"application/json"
+_PLACES: Final = ("/api/", "/ajax-api/", "/graphql")
+#: The answers that stay: what is asked for, and that this MLflow has no such route, which it says with a page.
+_LASTING: Final = ((200, b"application/json"), (404, b"text/html"))
 
 
 class _Answer(msgspec.Struct, frozen=True):
     question: str
+    status: int
     headers: list[tuple[bytes, bytes]]
     body: bytes
 
@@ -49,28 +50,29 @@ class Answers:
         """The answer to a question, where it is known."""
         if (answer := self._known.get(question)) is None:
             return None
-        response = Response(answer.body)
+        response = Response(answer.body, answer.status)
         response.raw_headers = list(answer.headers)
         return response
 
     def listener(self, question: str, send: Send) -> Send:
-        """Sends what a server answers, and remembers it if it is JSON, whole and no error."""
+        """Sends what a server answers, and remembers it if it is whole and stays."""
         if not question or question in self._known or self._bytes >= _ENOUGH:
             return send
         headers, body = list[tuple[bytes, bytes]](), bytearray()
+        status = 0
 
         async def listen(message: Message) -> None:
-            nonlocal question
+            nonlocal question, status
             if message["type"] == "http.response.start":
                 headers.extend((name.lower(), value) for name, value in message["headers"])
-                kind = dict(headers).get(b"content-type", b"").partition(b";")[0]
-                question = question if message["status"] == 200 and kind == _JSON else ""
+                status, kind = message["status"], dict(headers).get(b"content-type", b"").partition(b";")[0]
+                question = question if (status, kind) in _LASTING else ""
             elif question:
                 body.extend(message.get("body", b""))
                 # Whoever asked may be gone, or end this process, before the server says that this was all.
                 is_whole = not message.get("more_body") or dict(headers).get(b"content-length") == str(len(body)).encode()
-                if is_whole and len(body) <= _LARGEST:
-                    self._add(_Answer(question, list(headers), bytes(body)))
+                if is_whole and len(body) <= _LARGEST and _is_answer(body):
+                    self._add(_Answer(question, status, list(headers), bytes(body)))
                 question = "" if is_whole or len(body) > _LARGEST else question
             await send(message)
 
@@ -111,6 +113,26 @@ async def question_of(request: Request) -> str:
         return ""
     parts = (request.method, path, request.url.query, urlsplit(f"//{host}").hostname, headers.get("x-mlflow-workspace"))
     return hashlib.sha256(msgspec.json.encode([*parts, await request.body()])).hexdigest()
+
+
+class _Part(msgspec.Struct):
+    apiError: Any = None  # noqa: N815
+
+
+class _OfGraphQL(msgspec.Struct):
+    errors: Any = None
+    data: dict[str, _Part | None] | None = None
+
+
+def _is_answer(body: bytes | bytearray) -> bool:
+    """Whether it is none of the errors of GraphQL, which look like answers."""
+    if b'"errors"' not in body and b'"apiError"' not in body:
+        return True
+    try:
+        found = msgspec.json.decode(body, type=_OfGraphQL)
+    except msgspec.DecodeError:
+        return False
+    return not found.errors and not any(part and part.apiError for part in (found.data or {}).values())
 
 
 def _read(path: Path) -> Iterable[_Answer]:
