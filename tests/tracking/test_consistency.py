@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import mlflow_bundle as bundle
+from mlflow_bundle.errors import IncompleteError
 from mlflow_bundle.kinds import KINDS, record_id
 from tests.fixtures.server import ServerFactory
 
@@ -62,12 +63,22 @@ def check(place: Path, report: bundle.PackReport) -> dict[str, int]:
         return {kind: len(ids) for kind, ids in there.items()}
 
 
+def packed(place: Path, uri: str) -> bundle.PackReport:
+    """A pack. One during which a trace went whose record it had read already commits nothing and says so: then once more."""
+    try:
+        return bundle.pack(bundle=place, tracking_uri=uri)
+    except IncompleteError as error:
+        if not all(f"Trace with ID {problem.id} is not found" in problem.message for problem in error.problems):
+            raise
+    return bundle.pack(bundle=place, tracking_uri=uri)
+
+
 def rounds(uri: str, folder: Path, *, packs: int = 3) -> None:
     """Pack again and again into one bundle while it is written, and check each snapshot."""
     seen = []
     with written_to(uri, folder):
         for _ in range(packs):
-            report = bundle.pack(bundle=folder / "b", tracking_uri=uri)
+            report = packed(folder / "b", uri)
             seen.append(check(folder / "b", report))
     assert all(count["run"] >= 9 and count["trace"] >= 4 for count in seen)
     assert seen[-1]["run"] > seen[0]["run"], "nothing was written meanwhile"
