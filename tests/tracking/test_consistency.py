@@ -73,11 +73,11 @@ def packed(place: Path, uri: str) -> bundle.PackReport:
     return bundle.pack(bundle=place, tracking_uri=uri)
 
 
-def rounds(uri: str, folder: Path, *, packs: int = 3) -> None:
-    """Pack again and again into one bundle while it is written, and check each snapshot."""
-    seen = []
+def rounds(uri: str, folder: Path, *, least: int = 3, most: int = 40) -> None:
+    """Pack again and again into one bundle while it is written, and check each snapshot, until some show what was written."""
+    seen: list[dict[str, int]] = []
     with written_to(uri, folder):
-        for _ in range(packs):
+        while len(seen) < most and (len(seen) < least or seen[-1]["run"] == seen[0]["run"]):
             report = packed(folder / "b", uri)
             seen.append(check(folder / "b", report))
     assert all(count["run"] >= 9 and count["trace"] >= 4 for count in seen)
