@@ -11,7 +11,18 @@ from msgspec import UNSET, UnsetType
 
 from mlflow_bundle import entities as e
 
-__all__ = ["KINDS", "NO_TIME", "PARENT_TAG", "PROMPT_TAG", "Kind", "OrderKey", "Reference", "order_key", "record_id"]
+__all__ = [
+    "KINDS",
+    "NO_TIME",
+    "PARENT_TAG",
+    "PROMPT_TAG",
+    "Kind",
+    "OrderKey",
+    "Reference",
+    "full_name",
+    "order_key",
+    "record_id",
+]
 
 OrderKey = tuple[int, str]
 #: A kind and the id of one of its records.
@@ -59,6 +70,16 @@ class Kind(msgspec.Struct, frozen=True):
 def _in_workspace(name: str, workspace: str | UnsetType) -> str:
     """Names are unique within a workspace; ids are unique within a bundle."""
     return name if workspace in (UNSET, "", "default") else f"{workspace}/{name}"
+
+
+def full_name(record: Any) -> str:
+    """The name that is unique within a workspace: of a skill ``@organization/name`` where it belongs to one."""
+    organization = getattr(record, "organization", "")
+    return f"@{organization}/{record.name}" if organization else record.name
+
+
+def _skill(record: Any) -> str:
+    return _in_workspace(full_name(record), record.workspace)
 
 
 def _own_experiment(record: Any) -> tuple[str, ...]:
@@ -271,6 +292,17 @@ KINDS: Final[Mapping[str, Kind]] = MappingProxyType(
                 lambda r: r.id,
                 lambda r: r.created_at,
                 references=lambda r: [("mcp_server", _in_workspace(r.server_name, r.workspace))],
+            ),
+            Kind("skill", e.Skill, 96, _skill, lambda r: r.created_at),
+            Kind(
+                "skill_version",
+                e.SkillVersion,
+                98,
+                lambda r: f"{_skill(r)}/{r.version}",
+                lambda r: r.created_at,
+                tables=(_FILES,),
+                locations=("source",),
+                references=lambda r: [("skill", _skill(r))],
             ),
         )
     }

@@ -20,8 +20,8 @@ OBJECT = re.compile(r"objects/([a-z][a-z_]*)/(?:[0-9a-f]{2}/)?([0-9a-f]{64})(?:\
 SNAPSHOT = re.compile(r"snapshots/([0-9]{8}T[0-9]{6}\.[0-9]{3}Z)-([0-9a-f]{16})\.json")  # 3.3
 SUFFIX = {"records": ".jsonl.zst", "lists": ".jsonl.zst", "packs": ".zip", "blobs": ""}
 KINDS = json.loads(Path(__file__).with_name("v1").joinpath("kinds.json").read_bytes())  # 4.1
-# 5.2: id of the owner, columns (? may be null)
-PLAIN = {"model_metrics/1": "model_id key step timestamp value? run_id dataset_name? dataset_digest?"}
+UNNAMED = (("workspace", ""), ("workspace", "default"), ("@organization", ""))  # 4.1
+PLAIN = {"model_metrics/1": "model_id key step timestamp value? run_id dataset_name? dataset_digest?"}  # 5.2: ? may be null
 PLAIN["spans/1"] = "trace_id span_id parent_span_id? name? type? status start_time_unix_nano end_time_unix_nano? content"
 NOTHING = {"metrics/1": b"[]\n" + 3 * hashlib.sha256().digest(), "files/1": b"[]"}  # 8.3, 8.4
 COUNTED = {"metrics/1": "metric_point", "model_metrics/1": "model_metric_point", "spans/1": "span", "files/1": "file"}  # 6.2
@@ -117,8 +117,8 @@ def files_of(data, schema):  # 8.4: the same of each owner in a files object, an
 def place_of(kind, record):  # 4.1
     time, *first = (KINDS[kind]["time"] or "").split(".")  # versions.creation_time: of the first version
     when = (record[time] or [{}])[0].get(first[0]) if first else record.get(time)
-    parts = [(name, str(record.get(name, ""))) for name in KINDS[kind]["id"]]
-    named = "/".join(value for name, value in parts if name != "workspace" or value not in ("", "default"))
+    parts = [(name, str(record.get(name.lstrip("@"), ""))) for name in KINDS[kind]["id"]]
+    named = "/".join("@" * (name[0] == "@") + value for name, value in parts if (name, value) not in UNNAMED)
     return [2**53 - 1 if when is None else when, named]
 
 

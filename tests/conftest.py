@@ -21,6 +21,7 @@ pytest_plugins = [
     "tests.fixtures.filestores",
     "tests.fixtures.estate",
     "tests.fixtures.old_servers",
+    "tests.fixtures.newer",
 ]
 
 

@@ -25,6 +25,7 @@ from mlflow_bundle.entities._models import Alias, LoggedModel, ModelVersion, Reg
 from mlflow_bundle.entities._review import Issue, LabelSchema, ReviewItem, ReviewQueue
 from mlflow_bundle.entities._runs import Dataset, DatasetInput, Experiment, ModelInput, ModelOutput, Run
 from mlflow_bundle.entities._server import Webhook, WebhookEvent, Workspace
+from mlflow_bundle.entities._skills import Skill, SkillVersion
 from mlflow_bundle.entities._traces import Assessment, PromptLink, Trace
 
 __all__ = [
@@ -64,6 +65,8 @@ __all__ = [
     "Run",
     "Scorer",
     "ScorerVersion",
+    "Skill",
+    "SkillVersion",
     "Trace",
     "Webhook",
     "WebhookEvent",

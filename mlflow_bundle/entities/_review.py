@@ -54,7 +54,7 @@ class ReviewQueue(Record, frozen=True, tag="review_queue"):
 
 
 class Issue(Record, frozen=True, tag="issue"):
-    """A problem found in the traces of an experiment. ``root_causes`` and ``categories`` are JSON texts."""
+    """A problem found in the traces of an experiment. ``root_causes``, ``categories`` and ``metadata`` are JSON texts."""
 
     issue_id: str
     experiment_id: str
@@ -64,7 +64,10 @@ class Issue(Record, frozen=True, tag="issue"):
     severity: Text = UNSET
     root_causes: Json = UNSET
     categories: Json = UNSET
+    metadata: Json = UNSET
     source_run_id: Text = UNSET
     created_timestamp: Milliseconds = UNSET
     last_updated_timestamp: Milliseconds = UNSET
+    last_seen_timestamp: Milliseconds = UNSET
     created_by: Text = UNSET
+    last_updated_by: Text = UNSET

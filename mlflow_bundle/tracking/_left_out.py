@@ -9,7 +9,7 @@ from typing import Final
 from msgspec import UNSET
 
 from mlflow_bundle.entities import Record
-from mlflow_bundle.kinds import KINDS, Reference, record_id
+from mlflow_bundle.kinds import KINDS, Reference, full_name, record_id
 from mlflow_bundle.records import Problem
 from mlflow_bundle.tracking._gather import Gathered
 from mlflow_bundle.tracking._port import PARENTS
@@ -22,9 +22,10 @@ _OWNERS: Final = {
     **PARENTS,
     "mcp_server_version": "mcp_server",
     "mcp_access_endpoint": "mcp_server",
+    "skill_version": "skill",
 }
 #: Kinds whose names are unique within a workspace.
-_NAMED: Final = ("registered_model", "gateway_model_definition", "gateway_endpoint", "mcp_server")
+_NAMED: Final = ("registered_model", "gateway_model_definition", "gateway_endpoint", "mcp_server", "skill")
 
 
 class LeftOut:
@@ -74,7 +75,7 @@ def name_collisions(gathered: Gathered, homes: Homes) -> list[Problem]:
         if not gathered.counts.get(kind):
             continue
         named = [
-            Named(record_id(record), str(getattr(record, "name", "")), getattr(record, "workspace", UNSET))
+            Named(record_id(record), str(full_name(record)), getattr(record, "workspace", UNSET))
             for record in gathered.records(kind)
         ]
         problems += [

@@ -19,7 +19,7 @@ from mlflow_bundle.entities import KeyValue, Record
 from mlflow_bundle.errors import CannotHoldError
 from mlflow_bundle.kinds import KINDS, record_id
 from mlflow_bundle.records import DatasetInput, Run
-from tests.fixtures.estate import Estate
+from tests.fixtures.estate import KINDS_HERE, Estate
 from tests.fixtures.old_servers import RELEASES, OldServer, OldServers
 from tests.fixtures.server import ServerFactory
 
@@ -269,7 +269,7 @@ def test_an_old_server_says_first_what_it_cannot_hold_and_takes_the_rest(
     planned = bundle.unpack(packed, tracking_uri=old.url, dry_run=True)
     whole = {problem.kind for problem in planned.problems if problem.code == "kind-not-held"}
     held = KINDS_OF[release] - ({"trace"} if release == "2.22" else set())
-    assert whole == set(KINDS) - held - {"experiment", "run", "workspace", "gateway_secret"}
+    assert whole == set(KINDS_HERE) - held - {"experiment", "run", "workspace", "gateway_secret"}
     with pytest.raises(CannotHoldError, match="nothing was written") as refused:
         bundle.unpack(packed, tracking_uri=old.url)
     assert told(refused.value.problems) == told(planned.problems)

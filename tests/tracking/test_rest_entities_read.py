@@ -62,6 +62,7 @@ from mlflow_bundle.tracking.artifacts._own import own_location
 from mlflow_bundle.tracking.rest import _entities_read, _models_read
 from mlflow_bundle.tracking.rest._features import API3
 from mlflow_bundle.tracking.rest._read import RestSource
+from tests.fixtures.estate import KINDS_HERE
 from tests.fixtures.server import MlflowServer, ServerFactory
 from tests.tracking.http_peer import forward, serve
 
@@ -323,7 +324,7 @@ def test_every_kind_is_offered(source: RestSource) -> None:
     """A server of the newest release has every kind, but no workspaces unless it is started with them; what REST never tells
     is named."""
     kinds = source.kinds()
-    assert set(KINDS) - set(kinds) == {"workspace", "experiment", "run"}
+    assert set(KINDS_HERE) - set(kinds) == {"workspace", "experiment", "run"}
     assert list(kinds) == [kind for kind in KINDS if kind in kinds]
     absent = source.description.absent
     assert "workspace" in absent

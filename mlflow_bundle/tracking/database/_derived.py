@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from mlflow_bundle.entities import (
     GatewayEndpoint,
     Guardrail,
     GuardrailConfig,
+    Issue,
     KeyValue,
     LoggedModel,
     McpServerVersion,
@@ -24,6 +25,7 @@ from mlflow_bundle.entities import (
     Record,
     ReviewQueue,
     Scorer,
+    Skill,
     Trace,
 )
 from mlflow_bundle.kinds import KINDS, record_id
@@ -37,7 +39,7 @@ from mlflow_bundle.tracking.database._traces_read import (
     complete_trace,
 )
 
-__all__ = ["DERIVED", "DERIVED_OF_CHILDREN", "PROMOTED", "as_columns_show", "association", "scorer_id_of"]
+__all__ = ["DERIVED", "DERIVED_OF_CHILDREN", "DERIVED_ROWS", "PROMOTED", "as_columns_show", "association", "scorer_id_of"]
 
 Row = dict[str, Any]
 _INT64: Final = 2**63
@@ -75,6 +77,20 @@ def _of_mcp_version(version: McpServerVersion) -> Row:
         "version_patch": parsed.patch,
         "version_prerelease_sort_key": encode_prerelease_sort_key(parsed),
     }
+
+
+def _of_skill(skill: Skill) -> Row:
+    """What a search looks into: name and description, each with single spaces."""
+    texts = [" ".join(text.split()) for text in (skill.name, skill.description or "")]
+    return {"search_text": " ".join(filter(None, texts))}
+
+
+def _categories_of(issue: Issue) -> Iterator[tuple[str, Row]]:
+    """A row for each category of an issue, without regard to case."""
+    found = _meaning(issue.categories) if isinstance(issue.categories, str) else None
+    texts = [text for text in found if isinstance(text, str) and "\0" not in text] if isinstance(found, list) else []
+    for digest, category in {hashlib.sha256(text.strip().lower().encode()).hexdigest(): text for text in texts}.items():
+        yield "issue_categories", {"issue_id": issue.issue_id, "category_hash": digest, "category": category}
 
 
 def _of_trace(trace: Trace) -> Row:
@@ -191,8 +207,11 @@ DERIVED: Final[Mapping[str, Callable[[Any], Row]]] = {
     "dataset_record": _of_record,
     "review_queue": _of_queue,
     "mcp_server_version": _of_mcp_version,
+    "skill": _of_skill,
     "trace": _of_trace,
 }
+#: Rows of further tables, which hold nothing but what the record of a kind says.
+DERIVED_ROWS: Final[Mapping[str, Callable[[Any], Iterator[tuple[str, Row]]]]] = {"issue": _categories_of}
 #: The same of the tables of children, by table.
 DERIVED_OF_CHILDREN: Final[Mapping[str, Callable[[Any, Any], Row]]] = {
     "assessments": _of_assessment,

@@ -67,6 +67,7 @@ def _pairs(field: str, table: str, link: Mapping[str, str], *, key: str = "key",
 
 
 _IN_WORKSPACE: Final = {"workspace": "workspace", "name": "name"}
+_IN_ORGANIZATION: Final = {"workspace": "workspace", "organization": "organization", "name": "name"}
 #: MLflow keeps a number where its API has a name.
 LOGGED_MODEL_STATUS: Final[Mapping[int, str]] = MappingProxyType({0: "UNSPECIFIED", 1: "PENDING", 2: "READY", 3: "FAILED"})
 
@@ -125,7 +126,11 @@ ENTITIES: Final[Mapping[str, Entity]] = MappingProxyType(
                 "issues",
                 ("issue_id",),
                 "created_timestamp",
-                forms={"created_timestamp": "integer", "last_updated_timestamp": "integer"},
+                forms={
+                    "created_timestamp": "integer",
+                    "last_updated_timestamp": "integer",
+                    "last_seen_timestamp": "integer",
+                },
                 ids=("experiment_id",),
             ),
             Entity(
@@ -417,6 +422,34 @@ ENTITIES: Final[Mapping[str, Entity]] = MappingProxyType(
                 "created_at",
                 forms={"created_at": "integer", "last_updated_at": "integer"},
             ),
+            Entity(
+                "skill",
+                e.Skill,
+                "skills",
+                ("workspace", "organization", "name"),
+                "created_at",
+                forms={"created_at": "integer", "last_updated_at": "integer"},
+                children=(
+                    _pairs("tags", "skill_tags", _IN_ORGANIZATION),
+                    Child(
+                        "aliases",
+                        "skill_aliases",
+                        _IN_ORGANIZATION,
+                        {"alias": "alias", "version": "version"},
+                        e.Alias,
+                        ("alias",),
+                    ),
+                ),
+            ),
+            Entity(
+                "skill_version",
+                e.SkillVersion,
+                "skill_versions",
+                ("workspace", "organization", "name", "version"),
+                "created_at",
+                forms={"created_at": "integer", "last_updated_at": "integer", "version": "integer"},
+                children=(_pairs("tags", "skill_version_tags", {**_IN_ORGANIZATION, "version": "version"}),),
+            ),
         )
     }
 )
@@ -425,6 +458,7 @@ ENTITIES: Final[Mapping[str, Entity]] = MappingProxyType(
 CHILD_FORMS: Final[Mapping[tuple[str, str], Form]] = MappingProxyType(
     {
         ("registered_model_aliases", "version"): "integer",
+        ("skill_aliases", "version"): "integer",
         ("scorer_versions", "scorer_version"): "integer",
         ("scorer_versions", "creation_time"): "integer",
         ("online_scoring_configs", "sample_rate"): "decimal",

@@ -19,6 +19,7 @@ from mlflow_bundle.entities import (
     Record,
     RegisteredModel,
     Scorer,
+    SkillVersion,
     Trace,
     Webhook,
 )
@@ -26,7 +27,7 @@ from mlflow_bundle.tracking._port import EntityResult, IdMap, PlannedEntity, Res
 from mlflow_bundle.tracking._references import EXPERIMENTS_OF_PROMPT, prompt_experiments
 from mlflow_bundle.tracking._spans import ARCHIVED, IN_DATABASE
 from mlflow_bundle.tracking._workspaces import Homes
-from mlflow_bundle.tracking.artifacts._own import own_location
+from mlflow_bundle.tracking.artifacts._own import own_location, stored_location
 from mlflow_bundle.tracking.database._connection import Connection, literals
 from mlflow_bundle.tracking.database._derived import scorer_id_of
 from mlflow_bundle.tracking.database._places import Places
@@ -46,6 +47,8 @@ _LOCATIONS: Final = pa.schema([pa.field("id", pa.string(), nullable=False), pa.f
 
 def location_of(record: Record) -> str:
     """Where the files of a record lie; empty where it says nothing."""
+    if isinstance(record, SkillVersion):
+        return stored_location(record) or ""
     return getattr(record, "artifact_uri", UNSET) or getattr(record, "storage_location", UNSET) or ""
 
 
@@ -89,6 +92,8 @@ class ExpectedEntities:
         elif isinstance(record, GatewayModelDefinition) and record.secret_id is not UNSET:
             changes["secret_id"] = UNSET
             result.notes.append("model definitions of the gateway are restored without their secrets: type them in again")
+        elif isinstance(record, SkillVersion) and plan.files:
+            changes["source"] = self._places.of_skill(record)
         elif isinstance(record, Scorer) and record.online and not options.online_scoring:
             changes["online"] = tuple(msgspec.structs.replace(one, sample_rate="0.0") for one in record.online)
             result.notes.append("online scoring is restored with sample rate 0 (--online-scoring restores the rates)")

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from msgspec import UNSET
 
 from mlflow_bundle.entities import KeyValue, LabelSchema, Record, ReviewQueue, Scorer, Trace
-from mlflow_bundle.kinds import record_id
+from mlflow_bundle.kinds import full_name, record_id
 from mlflow_bundle.records import Problem
 from mlflow_bundle.tracking._port import CANNOT_HOLD, LEFT_OUT
 from mlflow_bundle.tracking._workspaces import Homes
@@ -32,9 +32,14 @@ __all__ = ["EntityLimits"]
 _NAMED: Final[Mapping[str, str]] = {
     "registered_model": "creation_time",
     "mcp_server": "created_at",
+    "skill": "created_at",
     "gateway_model_definition": "model_definition_id",
     "gateway_endpoint": "endpoint_id",
 }
+#: The member that says what is somewhere else at the target anyway.
+_HOME: Final = "workspace"
+#: ``full_name`` in the words of a database.
+_FULL_NAME: Final = "CASE organization WHEN '' THEN name ELSE '@' || organization || '/' || name END"
 #: Columns of ``trace_info`` that hold a tag or a metadata entry: the field of the record and the key.
 _PROMOTED: Final = {"trace_name": ("tags", NAME_TAG), "session_id": ("trace_metadata", SESSION_KEY)}
 #: Tables of rows by the table of the database, with the columns that have other names there.
@@ -59,6 +64,7 @@ class EntityLimits:
         self._db, self._tables, self._limits, self._homes = connection, tables, limits, homes
         self._taken: dict[str, dict[tuple[str, str], str]] = {}
         self._taken_there: dict[tuple[str, str], dict[str, str]] = {}
+        self._lacking: dict[str, list[str]] = {}
 
     def held(self, record: Record) -> tuple[Record | None, list[Problem]]:
         """The record without what cannot be held (None: not at all), and a problem for each thing that is missing."""
@@ -70,6 +76,9 @@ class EntityLimits:
         dropped: dict[str, set[int]] = {}
         if name_taken := self._other(record):
             return None, [self._problem(record, f"it is left out: {name_taken}", LEFT_OUT)]
+        for field in self._placeless(record):
+            changes[field] = next(info.default for info in msgspec.structs.fields(record) if info.name == field)
+            lost.append(f"{field} is left out: the database has no place for it, its schema is older")
         for part, column, why in self._refused(record):
             name = self._field(record, part, column)
             if name is None:
@@ -122,6 +131,16 @@ class EntityLimits:
                 rows = rows.filter(pc.invert(suspects))
         return rows, lost
 
+    def _placeless(self, record: Record) -> list[str]:
+        """The members of a record that the schema has no column or table for."""
+        kind = str(record.__struct_config__.tag)
+        if kind not in self._lacking:
+            entity, columns = ENTITIES[kind], self._tables.columns
+            own = [field for field, column in entity.fields.items() if column not in columns[entity.table]]
+            several = [child.field for child in entity.children if child.table not in columns]
+            self._lacking[kind] = [field for field in (*own, *several) if field != _HOME]
+        return [field for field in self._lacking[kind] if getattr(record, field) not in (UNSET, ())]
+
     def _refused(self, record: Record) -> Iterator[tuple[Part, str, str]]:
         """Every value of a record that the database refuses: the row, the column, and why. SQLite takes everything."""
         if self._db.uri.is_sqlite:
@@ -129,7 +148,7 @@ class EntityLimits:
         for part in parts_of(record):
             for column, value in part.row.items():
                 # The id of an experiment becomes that of its restore.
-                if column in self._tables.columns[part.table] and column != "experiment_id":
+                if column in self._tables.columns.get(part.table, ()) and column != "experiment_id":
                     is_json = self._tables.is_json(part.table, column)
                     if why := self._limits.value(part.table, column, value, is_json=is_json):
                         yield part, column, why
@@ -157,7 +176,7 @@ class EntityLimits:
         if column is None:
             return None
         field = next(name for name, held in ENTITIES[kind].fields.items() if held == column)
-        name, identity = getattr(record, "name", ""), getattr(record, field)
+        name, identity = full_name(record), getattr(record, field)
         found = self._names(kind, column).get((self._homes.of(getattr(record, "workspace", UNSET)), name))
         if found is None or identity is UNSET or found == str(identity):
             return None
@@ -168,7 +187,8 @@ class EntityLimits:
         if kind not in self._taken:
             table = ENTITIES[kind].table
             workspace = "workspace" if self._homes.offered else "''"
-            sql = f"SELECT {workspace}, name, CAST({column} AS VARCHAR) FROM {table}"
+            name = _FULL_NAME if "organization" in ENTITIES[kind].key else "name"
+            sql = f"SELECT {workspace}, {name}, CAST({column} AS VARCHAR) FROM {table}"
             rows = zip(*(found.to_pylist() for found in self._db.fetch(sql, _TAKEN).columns), strict=True)
             self._taken[kind] = {(home, name): identity for home, name, identity in rows if identity is not None}
         return self._taken[kind]

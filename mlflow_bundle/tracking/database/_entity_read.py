@@ -38,8 +38,6 @@ from mlflow_bundle.tracking.database._wanted import PLACE, Wanted
 __all__ = ["WRAPPER", "EntityReader", "unwrapped"]
 
 _BATCH: Final = 1_000
-#: What the keys of several columns begin with.
-_IN_WORKSPACE: Final = ("workspace", "name")
 #: Beside the columns of keys, which no table of MLflow calls so.
 _ID, _TIME = "archive id", "archive time"
 _ARROW: Final[Mapping[Form, pa.DataType]] = {
@@ -148,7 +146,7 @@ class EntityReader:
         """What holds for the entities with these ids, and where a key has several columns, for some others too."""
         if len(entity.key) == 1:
             return _one_of(entity.key[0], ids)
-        return _one_of("name", _names(ids, len(entity.key) - len(_IN_WORKSPACE)))
+        return _one_of("name", _names(ids, len(entity.key) - entity.key.index("name") - 1))
 
     def _in_experiments(self, entity: Entity, experiment_ids: Sequence[str]) -> str:
         numbers = experiment_numbers(experiment_ids)

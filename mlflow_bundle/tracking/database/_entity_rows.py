@@ -11,7 +11,7 @@ from msgspec import UNSET
 
 from mlflow_bundle.entities import Assessment, DatasetRecord, LoggedModel, PromptLink, Record, Trace
 from mlflow_bundle.tracking.database._connection import Column, Connection
-from mlflow_bundle.tracking.database._derived import DERIVED, DERIVED_OF_CHILDREN, PROMOTED, association
+from mlflow_bundle.tracking.database._derived import DERIVED, DERIVED_OF_CHILDREN, DERIVED_ROWS, PROMOTED, association
 from mlflow_bundle.tracking.database._entities import CHILD_FORMS, ENTITIES, LOGGED_MODEL_STATUS, Child, Entity
 from mlflow_bundle.tracking.database._entity_read import WRAPPER
 from mlflow_bundle.tracking.database._traces_read import LOCATION_TAGS
@@ -69,10 +69,11 @@ class Tables:
         return pa.array(values, _POSTGRESQL.get(self._types[table, column], pa.string()))
 
     def append(self, table: str, rows: list[Row]) -> None:
-        """Insert rows, which all have the same columns; what is absent becomes NULL."""
-        if not rows:
+        """Insert rows, which all have the same columns; what is absent becomes NULL. Schemas of earlier releases have no place
+        for some columns and tables."""
+        there = self.columns.get(table)
+        if not rows or there is None:
             return
-        there = self.columns[table]
         names = [name for name in rows[0] if name in there]
         columns = {name: self._arrow(table, name, [_stored(name, row[name]) for row in rows]) for name in names}
         absent = {name: column for name, column in columns.items() if column.null_count == len(column)}
@@ -118,6 +119,8 @@ def parts_of(record: Record) -> Iterator[Part]:
     for child in entity.children:
         for item in _items(record, child):
             yield Part(child.table, _child_row(record, own, child, item), child.field, item)
+    if entity.kind in DERIVED_ROWS:
+        yield from (Part(table, row) for table, row in DERIVED_ROWS[entity.kind](record))
 
 
 def _value(entity: Entity, name: str, value: Any) -> Any:

@@ -15,7 +15,7 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from mlflow_bundle._series import segments
-from mlflow_bundle.entities import LoggedModel, Record, Scorer, Trace, Workspace
+from mlflow_bundle.entities import LoggedModel, Record, Scorer, SkillVersion, Trace, Workspace
 from mlflow_bundle.errors import ServerError
 from mlflow_bundle.kinds import KINDS, order_key, record_id
 from mlflow_bundle.records import Problem
@@ -52,7 +52,7 @@ _TRACES_JSON: Final = "traces.json"
 #: Kinds that cannot come back: a secret that was never archived.
 _NEVER: Final = ("gateway_secret",)
 #: Kinds that get more parts as time goes on. The time when they were made tells whether two of one name are the same.
-_GROWING: Final = ("registered_model", "mcp_server")
+_GROWING: Final = ("registered_model", "mcp_server", "skill")
 #: The table of the rows of a kind, in an archive and here, and the column of their owner.
 _OWNED: Final = {
     "trace": ("spans/1", "spans", "trace_id"),
@@ -179,6 +179,10 @@ class EntityRestorer:
         work.expected = held
         if plan.files and not self._places.writes:
             work.fail("it has files, and no place for them is named (artifact_root)", CANNOT_HOLD)
+            result.action = "left out"
+            return work
+        if plan.files and isinstance(expected, SkillVersion) and not self._places.served:
+            work.fail("a server keeps its content, and where is not named (artifacts_destination)", CANNOT_HOLD)
             result.action = "left out"
             return work
         result.target_id = record_id(expected)

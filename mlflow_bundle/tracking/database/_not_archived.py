@@ -45,6 +45,8 @@ NOT_ARCHIVED: Final[Mapping[str, str]] = MappingProxyType(
         "mcp_server_versions.version_minor": "derived from the version",
         "mcp_server_versions.version_patch": "derived from the version",
         "mcp_server_versions.version_prerelease_sort_key": "derived from the version",
+        "skills.search_text": "derived from name and description",
+        "issue_categories": "derived from the categories of issues",
         "entity_associations.association_id": "a random number of the association",
         "entity_associations.created_time": "when the link was made; no API shows it",
         "datasets.dataset_uuid": "a random number; name and digest tell datasets apart",

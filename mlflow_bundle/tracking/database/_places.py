@@ -9,7 +9,7 @@ from typing import Final
 
 from msgspec import UNSET, UnsetType
 
-from mlflow_bundle.entities import LoggedModel, ModelVersion, Trace
+from mlflow_bundle.entities import LoggedModel, ModelVersion, SkillVersion, Trace
 from mlflow_bundle.kinds import record_id
 from mlflow_bundle.records import Run
 from mlflow_bundle.tracking.artifacts._local import local_path
@@ -63,6 +63,11 @@ class Places:
         """Whether there is a place for files."""
         return self.root is not None
 
+    @property
+    def served(self) -> bool:
+        """Whether a server will give out what lies behind ``mlflow-artifacts:``."""
+        return self._served
+
     def of_model(self, model: LoggedModel, target_id: str) -> str | UnsetType:
         """The location of an archived logged model in the experiment ``target_id``."""
         return self._below(model.artifact_uri, model.experiment_id, target_id, f"models/{model.model_id}/artifacts")
@@ -82,6 +87,10 @@ class Places:
         # Names may hold what no path can, and two workspaces one name.
         readable = re.sub(r"[^A-Za-z0-9_-]+", "-", version.name)[:64]
         return f"{self.root}/models/{readable}-{hashlib.sha256(model.encode()).hexdigest()[:12]}/{version.version}"
+
+    def of_skill(self, version: SkillVersion) -> str | UnsetType:
+        """The location of the content of an archived version of a skill, which MLflow gives out by its server only."""
+        return self._proxied(version.source, "", "") or version.source
 
     def _below(self, location: str | UnsetType, source_id: str, target_id: str, path: str) -> str | UnsetType:
         kept = self._proxied(location, source_id, target_id)

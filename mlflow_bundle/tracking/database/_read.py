@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any, Final
 
 import pyarrow as pa
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
-from mlflow_bundle.entities import ModelInput, ModelOutput, ModelVersion, Record
+from mlflow_bundle.entities import ModelInput, ModelOutput, ModelVersion, Record, SkillVersion
 from mlflow_bundle.errors import CorruptError, NotFoundError
 from mlflow_bundle.kinds import PARENT_TAG
 from mlflow_bundle.records import Dataset, DatasetInput, Experiment, KeyValue, Problem, Run, Source, order_key, record_id
@@ -18,7 +18,7 @@ from mlflow_bundle.tracking._filter import matching
 from mlflow_bundle.tracking._port import ArtifactStore, EntityQuery, RunQuery, run_problem
 from mlflow_bundle.tracking.artifacts import artifact_store, empty_destination
 from mlflow_bundle.tracking.artifacts._folders import Folders
-from mlflow_bundle.tracking.artifacts._own import NoArtifacts, own_location
+from mlflow_bundle.tracking.artifacts._own import NoArtifacts, own_location, stored_location
 from mlflow_bundle.tracking.database._archived_spans import ArchivedSpans
 from mlflow_bundle.tracking.database._connection import (
     Connection,
@@ -341,8 +341,12 @@ class DatabaseSource:
         return self._points.series(run_ids)
 
     def artifacts(self, record: Record) -> ArtifactStore:
-        """The files of a run, logged model, trace or model version. One without a location of its own has none."""
-        location = own_location(record) if isinstance(record, ModelVersion) else getattr(record, "artifact_uri", UNSET)
+        """The files of a run, logged model, trace or version. One without a location of its own has none."""
+        location: str | UnsetType | None
+        if isinstance(record, SkillVersion):
+            location = stored_location(record)
+        else:
+            location = own_location(record) if isinstance(record, ModelVersion) else getattr(record, "artifact_uri", UNSET)
         identity = record_id(record)
         if not location or self._folders.lack(location, identity, partial(self._store, identity)):
             return NoArtifacts()
