@@ -34,8 +34,9 @@ class Served:
 
 
 def environment(cache: Path, **more: str) -> dict[str, str]:
-    """The environment of a user without settings, with a cache folder of the tests."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "_MLFLOW_"))}
+    """The environment of a user without settings, with a cache folder of the tests, in which MLflow sees no test."""
+    known = ("MLFLOW_", "_MLFLOW_", "PYTEST_", "CI", "GITHUB_ACTIONS")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(known)}
     return {**clean, "MLFLOW_BUNDLE_CACHE": str(cache), "GIT_PYTHON_REFRESH": "quiet", **more}
 
 

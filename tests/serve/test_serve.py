@@ -16,6 +16,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from fsspec.callbacks import DEFAULT_CALLBACK
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
@@ -23,7 +24,7 @@ import mlflow_bundle
 from mlflow_bundle.errors import StorageError, UsageError
 from mlflow_bundle.tracking.database import _schema
 from mlflow_bundle.tracking.database._revision import head_revision
-from mlflow_bundle.tracking.serve import Metadata, _server, listening, metadata_of
+from mlflow_bundle.tracking.serve import Metadata, _fill, _server, listening, metadata_of
 from tests.fixtures.answers import differences, every_answer
 from tests.fixtures.estate import Estate
 from tests.fixtures.server import MlflowServer
@@ -162,7 +163,7 @@ def test_the_database_is_made_once(estate_bundle: str, tmp_path: Path) -> None:
     assert kept == {f"{stem}.{suffix}" for stem in stems for suffix in ("db", "sha256")}
 
 
-def _one_experiment(folder: Path) -> Path:
+def one_experiment(folder: Path) -> Path:
     """A bundle of one experiment with a run."""
     uri = f"sqlite:///{folder}/mlflow.db"
     client = MlflowClient(uri)
@@ -179,7 +180,7 @@ def _names(metadata: Metadata) -> list[str]:
 
 def test_a_second_archive_needs_no_migrations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """MLflow's empty database is kept too, and copied for every other archive."""
-    bundle = _one_experiment(tmp_path)
+    bundle = one_experiment(tmp_path)
     metadata_of(bundle, cache=tmp_path / "cache").path.unlink()
     monkeypatch.setattr(_schema, "_create_tables", None)
     again = metadata_of(bundle, cache=tmp_path / "cache")
@@ -217,7 +218,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_what_is_damaged_in_the_cache_is_made_anew(damage: str, tmp_path: Path) -> None:
     """The database of an archive and the empty one; that it was damaged is told."""
-    bundle = _one_experiment(tmp_path)
+    bundle = one_experiment(tmp_path)
     first = metadata_of(bundle, cache=tmp_path / "cache")
     assert not first.damaged
     for path in (tmp_path / "cache/serve").glob("*.db"):
@@ -231,7 +232,7 @@ def test_what_is_damaged_in_the_cache_is_made_anew(damage: str, tmp_path: Path) 
 @pytest.mark.slow
 def test_a_damaged_database_is_not_served(tmp_path: Path) -> None:
     """The command says that it was damaged, and serves a new one."""
-    bundle = _one_experiment(tmp_path)
+    bundle = one_experiment(tmp_path)
     path = metadata_of(bundle, cache=tmp_path / "cache").path
     os.truncate(path, 8192)
     with serving(str(bundle), tmp_path / "cache") as running:
@@ -250,9 +251,24 @@ def _indexes(path: Path) -> dict[str, tuple[str, ...]]:
     return {name: (table, *(column for _, _, column in columns[name])) for name, table in named}
 
 
+@pytest.mark.parametrize("is_large", [False, True])
+def test_only_large_archives_have_large_pages(is_large: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each table takes at least a page: with large ones that of a single run would take 7 MB."""
+    bundle = one_experiment(tmp_path)
+    metadata_of(bundle, cache=tmp_path / "cache")
+    if is_large:
+        monkeypatch.setattr(_fill, "_MANY", 3)
+    path = shutil.copy(next((tmp_path / "cache/serve").glob("empty-*.db")), tmp_path / "new.db")
+    _fill.fill(str(bundle), None, path, "mlflow-bundle://x", None, callback=DEFAULT_CALLBACK)
+    assert (path.stat().st_size < 2_000_000) is not is_large
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("SELECT count(*) FROM metrics").fetchone() == (1,)
+    connection.close()
+
+
 def test_all_is_found_as_fast_as_in_mlflows_own_database(tmp_path: Path) -> None:
     """Every index of MLflow is there, but for those of metrics with which another one begins."""
-    path = metadata_of(_one_experiment(tmp_path), cache=tmp_path / "cache").path
+    path = metadata_of(one_experiment(tmp_path), cache=tmp_path / "cache").path
     wanted, there = _indexes(path.with_name(f"empty-{head_revision()}.db")), _indexes(path)
     assert len(wanted) > 50
     assert there == {name: columns for name, columns in wanted.items() if name in there}
@@ -265,7 +281,7 @@ def test_all_is_found_as_fast_as_in_mlflows_own_database(tmp_path: Path) -> None
 @pytest.mark.parametrize("to_serve", [False, True])
 def test_a_server_is_imported_where_one_is_to_be_started(to_serve: bool, tmp_path: Path) -> None:
     """While the database is made, and not for who wants just that."""
-    made = f"metadata_of({str(_one_experiment(tmp_path))!r}, cache=Path({str(tmp_path / 'cache')!r}), to_serve={to_serve}).made"
+    made = f"metadata_of({str(one_experiment(tmp_path))!r}, cache=Path({str(tmp_path / 'cache')!r}), to_serve={to_serve}).made"
     script = "import sys; from pathlib import Path; from mlflow_bundle.tracking.serve import metadata_of\n"
     script += f"print({made}, 'mlflow.server.fastapi_app' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
@@ -274,7 +290,7 @@ def test_a_server_is_imported_where_one_is_to_be_started(to_serve: bool, tmp_pat
 
 def test_the_working_folder_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who opens the database in Python finds nothing new in the working folder. (Servers: see ``serving``.)"""
-    metadata = metadata_of(_one_experiment(tmp_path), cache=tmp_path / "cache")
+    metadata = metadata_of(one_experiment(tmp_path), cache=tmp_path / "cache")
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)

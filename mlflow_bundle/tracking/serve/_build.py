@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -39,8 +40,11 @@ def build(
 ) -> tuple[Problem, ...]:
     """Make the database ``path``, a new file in a folder that nobody else writes into. ``empty`` is where MLflow's database
     with nothing in it is kept, made where it is not there. ``root`` is where the new one says that all artifacts lie: below
-    it, as MLflow lays them out. Where it is made ``to_serve``, MLflow's server is imported meanwhile. Returns what MLflow's
-    database cannot hold."""
+    it, as MLflow lays them out. Where it is made ``to_serve``, MLflow's server is imported meanwhile, and told not to send
+    telemetry. Returns what MLflow's database cannot hold."""
+    if to_serve:
+        # The first import of MLflow starts it, and writes below the user's home.
+        os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     # Seconds, in which another process fills the database.
     with ThreadPoolExecutor(1, thread_name_prefix="mlflow-bundle-import") as other:
         importing = other.submit(lambda: [load(module) for module in _STORE])

@@ -25,7 +25,7 @@ from mlflow_bundle.tracking.serve._whole import is_whole, keep
 __all__ = ["Metadata", "metadata_of"]
 
 #: Counts up when what is written here changes, so that a newer release does not use what an older one made.
-_FORM: Final = 2
+_FORM: Final = 3
 _HOMES: Final = (
     "SELECT workspace FROM experiments UNION SELECT workspace FROM registered_models"
     " UNION SELECT workspace FROM evaluation_datasets"
@@ -68,7 +68,8 @@ def metadata_of(
     callback: Callback = DEFAULT_CALLBACK,
 ) -> Metadata:
     """The database of a snapshot, by default the newest, made where it is not there yet or damaged. Artifacts stay where they
-    are. ``to_serve`` is for whoever calls ``serve`` with it: MLflow's server is imported while the database is made.
+    are. ``to_serve`` is for whoever calls ``serve`` with it: MLflow's server is imported while the database is made, and its
+    telemetry is off in this process.
 
     ``cache`` is the folder below which it is kept, by default that of the user. It is named after the root digest and the
     schema of the installed MLflow.
