@@ -35,6 +35,7 @@ from mlflow_bundle.tracking.rest._answers import experiments
 from mlflow_bundle.tracking.rest._features import TRACES_3, SourceServer
 from mlflow_bundle.tracking.rest._otlp import UnspeakableError, otlp_span
 from mlflow_bundle.tracking.rest._road import Server
+from mlflow_bundle.tracking.rest._trace_expected import same_span
 from mlflow_bundle.tracking.rest._trace_files import TraceFiles
 from mlflow_bundle.tracking.rest._traces_read import TraceReader
 from mlflow_bundle.tracking.rest._traces_write import TraceWriter
@@ -754,9 +755,9 @@ def test_attributes_travel_unchanged(attributes: dict[str, str]) -> None:
     identity = "0123456789abcdef" * 2
     attributes = {"mlflow.traceRequestId": json.dumps(f"tr-{identity}"), "mlflow.spanType": '"LLM"', **attributes}
     content = span_text(trace_id="ASNFZ4mrze8BI0VniavN7w==", attributes=attributes)
-    received = Span.from_otel_proto(otlp_span(f"tr-{identity}", content))
+    received = Span.from_otel_proto(otlp_span(f"tr-{identity}", content, keeps_kind=True))
     stored = json.dumps(translate_span_when_storing(received), cls=TraceJSONEncoder, ensure_ascii=False)
-    assert stored == content
+    assert stored.replace(', "kind": "SPAN_KIND_INTERNAL"', "") == content
     assert received.span_type == "LLM"
 
 
@@ -787,4 +788,19 @@ def test_what_is_no_payload(payload: bytes) -> None:
 def test_a_foreign_trace_id_does_not_travel() -> None:
     """A span of another OpenTelemetry trace than its trace's id says cannot take OTLP."""
     with pytest.raises(UnspeakableError, match="id of a trace"):
-        otlp_span("tr-" + "0" * 32, span_text(trace_id="ASNFZ4mrze8BI0VniavN7w=="))
+        otlp_span("tr-" + "0" * 32, span_text(trace_id="ASNFZ4mrze8BI0VniavN7w=="), keeps_kind=True)
+
+
+def test_the_kind_of_a_span_travels_where_it_is_kept() -> None:
+    """Servers keep it since 3.18; that of most spans is what all spans of earlier releases are."""
+    identity = "0123456789abcdef" * 2
+    plain = span_text(trace_id="ASNFZ4mrze8BI0VniavN7w==", attributes={"mlflow.traceRequestId": json.dumps(f"tr-{identity}")})
+    usual, client = (json.dumps({**json.loads(plain), "kind": f"SPAN_KIND_{kind}"}) for kind in ("INTERNAL", "CLIENT"))
+    assert [otlp_span(f"tr-{identity}", text, keeps_kind=False).kind for text in (plain, usual)] == [1, 1]
+    assert otlp_span(f"tr-{identity}", client, keeps_kind=True).kind == 3
+    with pytest.raises(UnspeakableError, match=r"before 3\.18"):
+        otlp_span(f"tr-{identity}", client, keeps_kind=False)
+    with pytest.raises(UnspeakableError, match="not in the form"):
+        otlp_span(f"tr-{identity}", plain.replace('"name"', '"kind": "OTHER", "name"', 1), keeps_kind=True)
+    assert same_span(plain, usual)
+    assert not same_span(plain, client)

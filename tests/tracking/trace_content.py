@@ -41,7 +41,7 @@ def post(url: str, path: str, body: Mapping[str, Any], *, method: str = "POST") 
 
 
 def send_spans(url: str, experiment: str, *spans: Mapping[str, Any]) -> None:
-    """Send spans by OTLP, as another program would. ``attributes`` are texts; ``parent`` may be missing."""
+    """Send spans by OTLP, as another program would. ``attributes`` are texts; ``parent`` and ``kind`` may be missing."""
     request = ExportTraceServiceRequest()
     group = request.resource_spans.add().scope_spans.add()
     for span in spans:
@@ -52,6 +52,7 @@ def send_spans(url: str, experiment: str, *spans: Mapping[str, Any]) -> None:
             name=span["name"],
             start_time_unix_nano=span["start"],
             end_time_unix_nano=span["end"],
+            kind=span.get("kind", 0),
         )
         for key, value in span.get("attributes", {}).items():
             added.attributes.add(key=key).value.string_value = value

@@ -16,7 +16,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from mlflow_bundle.tracking._spans import hex_id, meaning
 
-__all__ = ["OTLP_HEADERS", "UnspeakableError", "otlp_request", "otlp_span"]
+__all__ = ["INTERNAL", "OTLP_HEADERS", "UnspeakableError", "otlp_request", "otlp_span"]
 
 OTLP_HEADERS: Final = {"Content-Type": "application/x-protobuf"}
 _MEMBERS: Final = frozenset(
@@ -31,8 +31,11 @@ _MEMBERS: Final = frozenset(
         "status",
         "attributes",
         "links",
+        "kind",
     }
 )
+#: The kind of every span that does not say otherwise. MLflow writes it since 3.18.
+INTERNAL: Final = "SPAN_KIND_INTERNAL"
 _STATUS: Final = {"OK": Status.STATUS_CODE_OK, "ERROR": Status.STATUS_CODE_ERROR, "UNSET": Status.STATUS_CODE_UNSET}
 _TYPE: Final = "mlflow.spanType"
 _TRACE_ID: Final = "mlflow.traceRequestId"
@@ -52,17 +55,22 @@ def otlp_request(spans: Iterable[Span]) -> bytes:
     return body
 
 
-def otlp_span(trace_id: str, content: str) -> Span:
-    """A span of the trace from its JSON.
+def otlp_span(trace_id: str, content: str, *, keeps_kind: bool) -> Span:
+    """A span of the trace from its JSON. ``keeps_kind``: whether the server keeps of which kind spans are.
 
     Raises:
         UnspeakableError: the server would store something else, or refuse it.
     """
     span = json.loads(content)
     try:
-        return _span(trace_id, span)
+        found = _span(trace_id, span)
+        kind = Span.SpanKind.Value(span.get("kind", INTERNAL))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UnspeakableError(f"a span is not in the form of MLflow 3: {error}") from error
+    if span.get("kind", INTERNAL) != INTERNAL and not keeps_kind:
+        raise UnspeakableError("a span has a kind, which servers before 3.18 do not keep")
+    found.kind = kind
+    return found
 
 
 def _span(trace_id: str, span: dict[str, Any]) -> Span:

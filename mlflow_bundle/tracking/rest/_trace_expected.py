@@ -14,6 +14,7 @@ from msgspec import UNSET
 from mlflow_bundle.entities import Assessment, KeyValue, PromptLink, Trace
 from mlflow_bundle.tracking._port import IdMap
 from mlflow_bundle.tracking._spans import attribute, meaning
+from mlflow_bundle.tracking.rest._otlp import INTERNAL
 from mlflow_bundle.tracking.rest._trace_answers import SOURCE_RUN
 
 __all__ = [
@@ -306,4 +307,5 @@ def same_span(wanted: str, found: str) -> bool:
 def _essence(content: str) -> str:
     span = json.loads(content)
     attributes = span.get("attributes") or {}
-    return json.dumps({**span, "attributes": {key: meaning(value) for key, value in attributes.items()}}, sort_keys=True)
+    read = {"kind": INTERNAL, **span, "attributes": {key: meaning(value) for key, value in attributes.items()}}
+    return json.dumps(read, sort_keys=True)

@@ -26,6 +26,7 @@ __all__ = [
     "OTLP_SINCE",
     "PROMPT_LINKS_SINCE",
     "RUN_LINKS_SINCE",
+    "SPAN_KINDS_SINCE",
     "V3_SINCE",
     "TraceJob",
     "TraceRoad",
@@ -37,6 +38,7 @@ RUN_LINKS_SINCE: Final = (3, 3)
 #: Earlier ones take spans by OTLP too, since 3.4, and do not hand them out again as they are.
 OTLP_SINCE: Final = (3, 7)
 PROMPT_LINKS_SINCE: Final = (3, 7)
+SPAN_KINDS_SINCE: Final = (3, 18)
 ISSUES_SINCE: Final = (3, 11)
 _IDS: Final = 100
 

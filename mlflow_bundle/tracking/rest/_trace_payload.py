@@ -20,7 +20,7 @@ from mlflow_bundle.tracking.rest._road import LOST, not_restored
 from mlflow_bundle.tracking.rest._trace_answers import SPANS_LOCATION
 from mlflow_bundle.tracking.rest._trace_expected import same_span
 from mlflow_bundle.tracking.rest._trace_files import TRACE_PAYLOAD
-from mlflow_bundle.tracking.rest._trace_job import OTLP_SINCE, TraceJob, TraceRoad
+from mlflow_bundle.tracking.rest._trace_job import OTLP_SINCE, SPAN_KINDS_SINCE, TraceJob, TraceRoad
 from mlflow_bundle.tracking.rest._traces_read import fetch_spans, trace_infos
 
 __all__ = ["PayloadWriter"]
@@ -51,8 +51,9 @@ class PayloadWriter:
         if self._road.release < OTLP_SINCE:
             self._use_file(job, "the server hands out no spans that came by OTLP")
             return
+        keeps_kind = self._road.release >= SPAN_KINDS_SINCE
         try:
-            job.spans = [otlp_span(job.trace.trace_id, content) for content in job.contents]
+            job.spans = [otlp_span(job.trace.trace_id, content, keeps_kind=keeps_kind) for content in job.contents]
         except UnspeakableError as error:
             self._use_file(job, str(error))
 
