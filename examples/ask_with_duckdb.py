@@ -32,4 +32,9 @@ def main(place: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:]) if sys.argv[1:] else sys.exit(__doc__)
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    try:
+        main(sys.argv[1])
+    except bundle.BundleError as error:
+        sys.exit(str(error))

@@ -9,6 +9,8 @@ def main(place: str) -> None:
     """Print the runs with their params and metrics as columns, and how the loss of the newest one fell."""
     with bundle.open(place) as archive:
         runs = archive.runs(wide=True).to_pandas()  # the columns of mlflow.search_runs
+        if runs.empty:
+            sys.exit(f"{place} has no runs")
         columns = ["run_id", "status", *(name for name in runs if name.startswith(("params.", "metrics.")))]
         print(runs[columns].to_string(index=False))
         newest = runs.sort_values("start_time").iloc[-1]
@@ -17,4 +19,9 @@ def main(place: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:]) if sys.argv[1:] else sys.exit(__doc__)
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    try:
+        main(sys.argv[1])
+    except bundle.BundleError as error:
+        sys.exit(str(error))

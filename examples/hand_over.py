@@ -1,6 +1,7 @@
 """Give one experiment to a colleague: ``hand_over.py http://mlflow:5000 churn`` makes ``churn.mlbundle.zip``, ``churn.html``.
 
-The ZIP file is a whole archive, to look into or to restore into any MLflow; the page opens in a browser.
+A third argument is the folder for both. The ZIP file is a whole archive, to look into or to restore into any MLflow; the page
+opens in a browser.
 """
 
 import sys
@@ -21,4 +22,9 @@ def main(tracking_uri: str, experiment: str, folder: str = ".") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:]) if sys.argv[1:] else sys.exit(__doc__)
+    if len(sys.argv) not in (3, 4):
+        sys.exit(__doc__)
+    try:
+        main(*sys.argv[1:])
+    except bundle.BundleError as error:
+        sys.exit(str(error))

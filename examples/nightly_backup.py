@@ -14,6 +14,8 @@ def main(tracking_uri: str, place: str) -> int:
     report = bundle.pack(None, place, tracking_uri=tracking_uri)
     tonight = datetime.datetime.now(datetime.UTC).isoweekday()
     check = bundle.verify(place, subset=(tonight, 7))
+    for note in report.notes:  # what may be missing, such as a folder that is not on this machine
+        print(f"note: {note}", file=sys.stderr)
     for problem in check.problems:
         print(f"{problem.code} {problem.message}", file=sys.stderr)
     print(f"{report.snapshot}: {report.counts['run']:,} runs, {report.new_bytes:,} new bytes, root {report.root_digest}")
@@ -21,4 +23,11 @@ def main(tracking_uri: str, place: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]) if sys.argv[1:] else __doc__)
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    try:
+        sys.exit(main(*sys.argv[1:]))
+    except bundle.BundleError as error:
+        for problem in getattr(error, "problems", ()):
+            print(f"{problem.code} {problem.message}", file=sys.stderr)
+        sys.exit(str(error))

@@ -15,8 +15,13 @@ def main(place: str) -> None:
     command = [sys.executable, "-m", "mlflow_bundle", "serve", place, "--port", "0", "--no-open", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
-            lines = iter(server.stdout.readline, "}\n")  # one JSON document, when the server answers
-            said = json.loads("".join(lines) + "}")
+            text = ""
+            while not text.endswith("\n}\n"):  # one JSON document, when the server answers
+                line = server.stdout.readline()
+                if not line:  # it ended, and has said why
+                    sys.exit(server.wait())
+                text += line
+            said = json.loads(text)
             print(f"open {said['url']}")
             mlflow.set_tracking_uri(said["url"])
             for experiment in mlflow.search_experiments():
@@ -26,4 +31,6 @@ def main(place: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:]) if sys.argv[1:] else sys.exit(__doc__)
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    main(sys.argv[1])

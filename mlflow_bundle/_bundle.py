@@ -50,6 +50,10 @@ def open_bundle(
         BundleNotFoundError: there is no bundle.
         NotFoundError: it has no such snapshot, or none at all.
         UnsupportedError: it needs a newer release.
+        UsageError: no file system knows the URL, its package is not installed, or its options are wrong.
+        CorruptError: a bundle in one file is not whole, or the document of the snapshot is damaged.
+        LimitError: the document of the snapshot is larger than ``limits`` allow.
+        StorageError: the storage failed or refused.
     """
     storage = open_storage(url, storage_options=storage_options)
     try:
@@ -95,7 +99,11 @@ def verify(
 class Bundle:
     """One snapshot of a bundle. Tables are ``pyarrow.Table``; times are milliseconds since 1970, sizes are bytes.
 
-    Everything is read on demand. Use it as a context manager, or ``close`` it.
+    Everything is read on demand, and what is read is checked. Use it as a context manager, or ``close`` it.
+
+    Raises (whatever reads): ``CorruptError`` for bytes that are not what they should be, ``NotFoundError`` with the code
+    ``object-missing`` for objects that are not there, ``LimitError`` for what is larger than the limits allow, ``StorageError``
+    where the storage fails or refuses. What gives an iterator raises while that is read.
     """
 
     def __init__(
@@ -177,7 +185,12 @@ class Bundle:
         return list(snapshots(self._storage, limits=self._limits))
 
     def at(self, snapshot: str) -> Bundle:
-        """The same bundle at another snapshot."""
+        """The same bundle at another snapshot. Both share the storage: closing one closes both.
+
+        Raises:
+            NotFoundError: there is no such snapshot, or more than one.
+            UnsupportedError: it needs a newer release.
+        """
         return Bundle(self._storage, find_snapshot(self._storage, snapshot, limits=self._limits), limits=self._limits)
 
     @property
@@ -202,7 +215,11 @@ class Bundle:
         return sorted(self.snapshot.logical.kinds, key=lambda kind: (kind not in KINDS, kind))
 
     def records(self, kind: str) -> Iterator[Record]:
-        """The records of a kind in archive order, an object at a time."""
+        """The records of a kind in archive order, an object at a time.
+
+        Raises:
+            UsageError: this release does not know the kind.
+        """
         return self._reader.records(_known(kind))
 
     def record(self, kind: str, id: str) -> Record:  # noqa: A002 - it is the id
@@ -211,6 +228,7 @@ class Bundle:
 
         Raises:
             NotFoundError: it is not in this snapshot.
+            UsageError: this release does not know the kind.
         """
         return self._reader.record(_known(kind), id)
 
@@ -225,7 +243,11 @@ class Bundle:
     # -- tables of entities ----------------------------------------------------------------------------------------
 
     def table(self, kind: str) -> pa.Table:
-        """The records of a kind as a table: a column a field, tags and params as maps, other lists as lists, absent as null."""
+        """The records of a kind as a table: a column a field, tags and params as maps, other lists as lists, absent as null.
+
+        Raises:
+            UsageError: this release does not know the kind.
+        """
         return record_table(kind, self.records(kind))
 
     def experiments(self) -> pa.Table:
@@ -294,16 +316,28 @@ class Bundle:
     # -- tables of rows --------------------------------------------------------------------------------------------
 
     def metrics(self, *, run_id: str | None = None, key: str | None = None) -> pa.Table:
-        """Metric points: ``experiment_id, run_id, key, step, timestamp, value``. One run's are read without the others'."""
+        """Metric points: ``experiment_id, run_id, key, step, timestamp, value``. One run's are read without the others'.
+
+        Raises:
+            NotFoundError: the run is not in this snapshot.
+        """
         table = self._rows("metrics/1", run_id)
         return table if key is None else table.filter(pc.equal(table.column("key"), key))
 
     def model_metrics(self, *, model_id: str | None = None) -> pa.Table:
-        """Metrics of logged models, each with the run and the dataset that it was measured on."""
+        """Metrics of logged models, each with the run and the dataset that it was measured on.
+
+        Raises:
+            NotFoundError: the model is not in this snapshot.
+        """
         return self._rows("model_metrics/1", model_id)
 
     def spans(self, *, trace_id: str | None = None) -> pa.Table:
-        """One row a span; ``content`` is its whole JSON text. One trace's are read without the others'."""
+        """One row a span; ``content`` is its whole JSON text. One trace's are read without the others'.
+
+        Raises:
+            NotFoundError: the trace is not in this snapshot.
+        """
         return self._rows("spans/1", trace_id)
 
     def _rows(self, table: str, owner: str | None) -> pa.Table:
@@ -313,23 +347,45 @@ class Bundle:
 
     def rows(self, table: str, ids: Sequence[str]) -> Iterator[pa.Table]:
         """The rows of ``metrics/1`` (of runs), ``model_metrics/1`` (of logged models) or ``spans/1`` (of traces) that belong to
-        some owners: bounded tables ``owner`` (place in ``ids``), then the columns of the table without the ids."""
+        some owners: bounded tables ``owner`` (place in ``ids``), then the columns of the table without the ids.
+
+        Raises:
+            NotFoundError: one of the owners is not in this snapshot.
+            UsageError: there is no such table.
+        """
+        owner_kind(table)
         return self._reader.rows(table, ids)
 
     def series(self, run_ids: Sequence[str]) -> Iterator[pa.Table]:
-        """The metric points of some runs: bounded tables ``owner`` (place in ``run_ids``), ``key, step, timestamp, value``."""
+        """The metric points of some runs: bounded tables ``owner`` (place in ``run_ids``), ``key, step, timestamp, value``.
+
+        Raises:
+            NotFoundError: one of the runs is not in this snapshot.
+        """
         return self._reader.rows("metrics/1", run_ids)
 
     def metric_rows(self, run_ids: Sequence[str]) -> list[int]:
-        """The number of metric points of each run."""
+        """The number of metric points of each run.
+
+        Raises:
+            NotFoundError: one of the runs is not in this snapshot.
+        """
         return self._reader.counts("run", "metrics/1", run_ids)
 
     # -- files -----------------------------------------------------------------------------------------------------
 
     def files(self, *, run_id: str | None = None, kind: str = "run", id: str | None = None) -> pa.Table:  # noqa: A002
         """Artifact files of the entities of a kind, or of one of them: ``run_id`` (``owner_id`` for other kinds than runs),
-        ``path, size, sha256, state``; ``state`` is ``ok`` or ``unreadable``. One entity's are read without the others'."""
+        ``path, size, sha256, state``; ``state`` is ``ok`` or ``unreadable``. One entity's are read without the others'.
+
+        Raises:
+            NotFoundError: the entity is not in this snapshot.
+            UsageError: this release does not know the kind, or a run and another entity are named at once.
+        """
         _known(kind)
+        if run_id is not None and (id is not None or kind != "run"):
+            other = f"id {id!r}" if id is not None else f"the kind {kind!r}"
+            raise UsageError(f"run_id and {other} exclude each other", hint="run_id names a run; kind and id name any entity")
         owner = id if run_id is None else run_id
         if owner is not None:
             return self._named(kind, self._reader.owned(kind, FILES, [owner]))
@@ -337,12 +393,21 @@ class Bundle:
         return self._named(kind, table.filter(pc.equal(table.column("owner_kind"), kind)))
 
     def files_of(self, run_ids: Sequence[str]) -> pa.Table:
-        """The artifact files of some runs: ``run_id, path, size, sha256, state``."""
+        """The artifact files of some runs: ``run_id, path, size, sha256, state``.
+
+        Raises:
+            NotFoundError: one of the runs is not in this snapshot.
+        """
         return self._named("run", self._reader.owned("run", FILES, run_ids))
 
     def files_of_entities(self, kind: str, ids: Sequence[str]) -> pa.Table:
-        """The files of some entities of a kind: ``owner_id, path, size, sha256, state``."""
-        return self._reader.owned(kind, FILES, ids, _FILE_COLUMNS)
+        """The files of some entities of a kind: ``owner_id, path, size, sha256, state``.
+
+        Raises:
+            NotFoundError: one of the entities is not in this snapshot.
+            UsageError: this release does not know the kind.
+        """
+        return self._reader.owned(_known(kind), FILES, ids, _FILE_COLUMNS)
 
     def _named(self, kind: str, files: pa.Table) -> pa.Table:
         table = files.select(list(_FILE_COLUMNS))
@@ -358,7 +423,8 @@ class Bundle:
         """One artifact file of a run, or of an entity of another kind, as a stream; reading it to the end checks its SHA-256.
 
         Raises:
-            NotFoundError: the entity has no such file, or it could not be read when the snapshot was made.
+            NotFoundError: there is no such entity, it has no such file, or that could not be read when the snapshot was made.
+            UsageError: this release does not know the kind.
         """
         files = self._reader.owned(_known(kind), FILES, [owner])
         found = files.filter(pc.equal(files.column("path"), path)).to_pylist()
@@ -444,6 +510,8 @@ def _chosen_runs(
     """Rows and columns of the view of the runs."""
     if unknown := [name for name in columns or () if name not in RUN_COLUMNS]:
         raise UsageError(f"runs have no column {unknown[0]!r}", hint=f"one of {', '.join(RUN_COLUMNS)}")
+    if isinstance(where, str):
+        raise UsageError("where is a pyarrow expression, and no text", hint='for example pc.field("status") == "FINISHED"')
     # What an expression needs, nobody can ask it.
     needed = None if columns is None or where is not None else [*columns, *(_OF_EXPERIMENT if experiment is not None else ())]
     view = reader.view_columns("run", list(dict.fromkeys(needed))) if needed else reader.runs()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Final
 
@@ -30,8 +30,10 @@ __all__ = [
     "commit_snapshot",
     "ensure_marker",
     "find_snapshot",
+    "is_meant",
     "load_snapshot",
     "marker_to_add_to",
+    "may_be_meant",
     "objects_of",
     "parents",
     "read_marker",
@@ -219,18 +221,30 @@ def find_snapshot(storage: Storage, wanted: str | None, *, limits: Limits = DEFA
         raise NotFoundError(
             f"{storage.url} has no snapshot yet", code="no-snapshot", hint="an interrupted pack is resumed by running it again"
         )
-    text = wanted.removeprefix("sha256:")
     stems = _stems(storage)
-    found = [stem for stem in stems if stem.startswith(text) or stem.rpartition("-")[2].startswith(text[:16])]
+    found = may_be_meant(stems, wanted)
     if len(found) == 1:
         committed = load_snapshot(storage, found[0], limits=limits, size=stems[found[0]])
-        if committed.stem.startswith(text) or committed.digest.removeprefix("sha256:").startswith(text):
+        if is_meant(committed, wanted):
             return committed
-        found = []  # the name holds only the beginning of the digest; the rest is another
+        found = []
     what = f"{len(found)} snapshots" if found else "no snapshot"
     raise NotFoundError(
         f"{storage.url} has {what} named {wanted!r}", code="snapshot-not-found", hint="`mlflow-bundle log` lists them"
     )
+
+
+def may_be_meant(stems: Iterable[str], wanted: str) -> list[str]:
+    """Those of some names of snapshots that ``wanted`` can mean: a name holds only the beginning of the root digest, and
+    ``is_meant`` compares the rest."""
+    text = wanted.removeprefix("sha256:")
+    return [stem for stem in stems if stem.startswith(text) or stem.rpartition("-")[2].startswith(text[:16])]
+
+
+def is_meant(committed: Committed, wanted: str) -> bool:
+    """Whether the name, hex id or root digest of a snapshot starts with ``wanted``."""
+    text = wanted.removeprefix("sha256:")
+    return committed.stem.startswith(text) or committed.digest.removeprefix("sha256:").startswith(text)
 
 
 def read_verified(storage: Storage, path: str, *, limit: int, size: int | None = None) -> bytes:

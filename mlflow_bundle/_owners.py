@@ -12,10 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_bundle._series import SERIES_COLUMNS, SeriesDigester, segments
-from mlflow_bundle._table_specs import TABLES, TableSpec
-from mlflow_bundle._tables import OpenTable, batches
-from mlflow_bundle.errors import CorruptError
+from mlflow_bundle._series import SeriesDigester, segments
+from mlflow_bundle._table_specs import TableSpec
 
 __all__ = [
     "NO_FILES",
@@ -24,7 +22,6 @@ __all__ = [
     "digester_of",
     "files_digest",
     "numbered_rows",
-    "owner_digests",
 ]
 
 #: As many rows are Python objects at a time.
@@ -115,56 +112,3 @@ def numbered_rows(tables: Iterable[pa.Table], spec: TableSpec, owner_of: Callabl
         owner = pa.array(numbers[codes] if len(codes) else codes.astype(np.int32), pa.int32())
         rest = [name for name in table.column_names if name not in ("experiment_id", spec.owner)]
         yield pa.table([owner, *(table.column(name) for name in rest)], names=["owner", *rest])
-
-
-def owner_digests(table: OpenTable, spec: TableSpec) -> Iterator[tuple[str, int, str]]:
-    """(owner id, rows, digest in hex) of each owner in an object of an owned table, in the order of its rows.
-
-    Strings that repeat must be read as dictionaries.
-
-    Raises:
-        CorruptError: the rows of an owner are not together.
-    """
-    yield from _file_owners(table) if spec is TABLES["files/1"] else _row_owners(table, spec)
-
-
-def _row_owners(table: OpenTable, spec: TableSpec) -> Iterator[tuple[str, int, str]]:
-    numbers: dict[str, int] = {}
-    digester = digester_of(spec)
-    last = -1
-
-    def done() -> Iterator[tuple[str, int, str]]:
-        nonlocal last
-        names = list(numbers)
-        for owner, (rows, digest) in digester.finished.items():
-            if owner <= last:
-                raise CorruptError(f"the rows of {spec.owner} {names[owner]} in {table.name} are not together", code="E042")
-            last = owner
-            yield names[owner], rows, digest
-        digester.finished.clear()
-
-    parts = batches(table, [str(spec.owner), *(spec.digested or SERIES_COLUMNS)])
-    for rows in numbered_rows(parts, spec, lambda owner: numbers.setdefault(owner, len(numbers))):
-        digester.add(rows)
-        if digester.finished:
-            yield from done()
-    digester.finish()
-    yield from done()
-
-
-def _file_owners(table: OpenTable) -> Iterator[tuple[str, int, str]]:
-    owner: tuple[str, str] | None = None
-    files: list[tuple[str, int, str | None, str]] = []
-    seen: set[tuple[str, str]] = set()
-    for batch in batches(table, ["owner_kind", "owner_id", "path", "size", "sha256", "state"]):
-        for kind, identity, *file in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-            if (kind, identity) != owner:
-                if owner is not None:
-                    yield owner[1], len(files), files_digest(files)
-                owner, files = (kind, identity), []
-                if owner in seen:
-                    raise CorruptError(f"the files of {kind} {identity} in {table.name} are not together", code="E042")
-                seen.add(owner)
-            files.append((file[0], file[1], file[2], file[3]))
-    if owner is not None:
-        yield owner[1], len(files), files_digest(files)

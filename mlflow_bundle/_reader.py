@@ -23,7 +23,7 @@ from mlflow_bundle._row_groups import CheckedTable, row_groups
 from mlflow_bundle._storage import TAIL, Pieces, SparseFile, Storage
 from mlflow_bundle._table_specs import TABLES, TableSpec
 from mlflow_bundle._views import ENTITY_VIEW, RUNS_VIEW
-from mlflow_bundle.errors import CorruptError, NotFoundError
+from mlflow_bundle.errors import CorruptError, NotFoundError, UsageError
 from mlflow_bundle.records import KINDS, ObjectRef, Record, record_id
 
 __all__ = ["FILES", "RUN_COLUMNS", "Loss", "Place", "Reader", "owner_kind"]
@@ -56,7 +56,14 @@ _OWNER_KINDS: Final = {table: kind.name for kind in KINDS.values() for table in 
 
 
 def owner_kind(table: str) -> str:
-    """The kind of the owners of a table that is not the files table."""
+    """The kind of the owners of a table that is not the files table.
+
+    Raises:
+        UsageError: there is no such table.
+    """
+    if table not in _OWNER_KINDS:
+        hint = f"one of {', '.join(_OWNER_KINDS)}" + ("; `files` has the files" if table == FILES else "")
+        raise UsageError(f"there is no table {table!r} of rows that belong to entities of one kind", hint=hint)
     return _OWNER_KINDS[table]
 
 

@@ -8,7 +8,7 @@ import math
 import random
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -304,6 +304,60 @@ def test_an_unknown_kind_is_a_mistake(everything: bundle.Bundle) -> None:
     for call in (lambda: everything.records("spam"), lambda: everything.record("spam", "1"), lambda: everything.table("spam")):
         with pytest.raises(UsageError, match="spam"):
             call()
+
+
+def test_calls_that_contradict_themselves(everything: bundle.Bundle) -> None:
+    """A run and another entity at once, a table that is none or not of one kind, an unknown kind: nothing is guessed."""
+    run = everything.runs()["run_id"][0].as_py()
+    calls: list[tuple[str, Callable[[], object]]] = [
+        ("id 'm-0001'", lambda: everything.files(run_id=run, id="m-0001")),
+        ("the kind 'trace'", lambda: everything.files(run_id=run, kind="trace")),
+        ("no text", lambda: everything.runs(where="status = 'FINISHED'")),  # type: ignore[arg-type]
+        ("no table 'files/1'", lambda: everything.rows("files/1", [])),
+        ("no table 'nonsense'", lambda: everything.rows("nonsense", [])),
+        ("nonsense", lambda: everything.files_of_entities("nonsense", ["1"])),
+        ("nonsense", lambda: everything.files_of_entities("nonsense", [])),
+        ("nonsense", lambda: everything.files(kind="nonsense")),
+        ("nonsense", lambda: everything.open_file(run, "f0.txt", kind="nonsense")),
+    ]
+    for text, call in calls:
+        with pytest.raises(UsageError, match=text) as raised:
+            call()
+        assert raised.value.hint
+    with pytest.raises(UsageError) as raised:
+        everything.rows("files/1", [])
+    assert "metrics/1, model_metrics/1, spans/1" in str(raised.value.hint)
+    assert everything.files(run_id=run).equals(everything.files(id=run))
+
+
+def test_owners_that_are_not_there(everything: bundle.Bundle) -> None:
+    """Whatever is asked of a run, model or trace that is not in the snapshot raises ``NotFoundError``."""
+    calls: list[Callable[[], object]] = [
+        lambda: everything.metrics(run_id="x"),
+        lambda: everything.model_metrics(model_id="x"),
+        lambda: everything.spans(trace_id="x"),
+        lambda: list(everything.series(["x"])),
+        lambda: everything.metric_rows(["x"]),
+        lambda: everything.files_of(["x"]),
+        lambda: everything.files_of_entities("trace", ["x"]),
+        lambda: everything.files(kind="trace", id="x"),
+        lambda: everything.open_file("x", "y", kind="trace"),
+    ]
+    for call in calls:
+        with pytest.raises(NotFoundError, match="'x' in snapshot"):
+            call()
+
+
+def test_a_bundle_at_another_snapshot_shares_the_storage(tmp_path: Path) -> None:
+    """Closing one of them closes the storage of both: that of a ZIP file answers no more."""
+    with open_storage(tmp_path / "b.zip", create=True) as storage:
+        pack_content(storage, content_of(2))
+    archive = bundle.open(tmp_path / "b.zip")
+    other = archive.at(archive.snapshot_id)
+    assert other.runs().num_rows == 2
+    other.close()
+    with pytest.raises((ValueError, bundle.BundleError)):
+        archive.experiments()
 
 
 @pytest.mark.parametrize("limits", [Limits(row_group_rows=3), Limits(row_group_bytes=300)])

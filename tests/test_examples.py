@@ -16,6 +16,7 @@ import mlflow_bundle as bundle
 from tests.fixtures.s3 import Bucket
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+FIXTURES = EXAMPLES.parent / "spec" / "v1" / "fixtures" / "good"
 START = 1_700_000_000_000
 
 
@@ -136,3 +137,32 @@ def test_open_in_the_ui(churn: tuple[str, Path], tmp_path: Path) -> None:
     printed = example("open_in_the_ui.py", str(churn[1]), cwd=tmp_path, MLFLOW_BUNDLE_CACHE=str(tmp_path / "cache"))
     assert printed.startswith("open http://127.0.0.1:")
     assert "1 churn 4" in printed
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "code", "sentence"),
+    [
+        ("ask_with_duckdb.py", ["nowhere"], 1, "there is no bundle at nowhere"),
+        ("ask_with_pandas.py", ["nowhere"], 1, "there is no bundle at nowhere"),
+        ("load_model.py", ["nowhere"], 1, "there is no bundle at nowhere"),
+        ("open_in_the_ui.py", ["nowhere"], 10, "there is no bundle at nowhere"),
+        ("hand_over.py", ["sqlite:///nothing.db", "churn"], 1, "there is no database file 'nothing.db'"),
+        ("nightly_backup.py", ["sqlite:///nothing.db", "b"], 1, "there is no database file 'nothing.db'"),
+        ("load_model.py", [str(FIXTURES / "minimal")], 1, "has no logged model"),
+        ("ask_with_pandas.py", [str(FIXTURES / "empty")], 1, "has no runs"),
+        ("ask_with_pandas.py", [], 1, "Data frames out of an archive: "),
+        ("hand_over.py", ["sqlite:///nothing.db"], 1, "Give one experiment to a colleague: "),
+        ("nightly_backup.py", ["a", "b", "c"], 1, "Back up a tracking server every night"),
+        ("open_in_the_ui.py", ["a", "b"], 1, "Open an archive in the stock MLflow UI"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_sentence(
+    name: str, words: list[str], code: int, sentence: str, tmp_path: Path
+) -> None:
+    """A wrong path or number of arguments ends every example with a sentence and an exit code, without a traceback."""
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *words], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout) == (code, "")
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr

@@ -19,14 +19,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_bundle._owners import NO_FILES, files_digest, numbered_rows, owner_digests
+from mlflow_bundle._limits import DEFAULT_LIMITS
+from mlflow_bundle._owners import NO_FILES, files_digest, numbered_rows
 from mlflow_bundle._series import NO_SERIES, series_digests, sort_series, total_order
 from mlflow_bundle._table_specs import TABLES, TableSpec
 from mlflow_bundle._tables import ROW_GROUP_ROWS, TableWriter, batches, open_table
+from mlflow_bundle._verify._findings import Findings
+from mlflow_bundle._verify._table_facts import OwnerFacts, file_facts, row_facts, series_facts
 from mlflow_bundle.errors import CorruptError
-from tests.building import SERIES, Point, archive_order, points_of, realistic_series, series
+from tests.building import SERIES, Point, archive_order, points_of, realistic_series, series, span_of
 
-METRICS, FILES = TABLES["metrics/1"], TABLES["files/1"]
+METRICS, FILES, SPANS = TABLES["metrics/1"], TABLES["files/1"], TABLES["spans/1"]
 INT64 = st.integers(-(2**63), 2**63 - 1)
 DOUBLES = st.one_of(
     st.floats(),
@@ -125,8 +128,10 @@ def test_a_written_object_has_the_digests_of_its_series(points: list[Point]) -> 
     """What is read back of an object has the digests and rows of what was written, owner by owner."""
     points.sort(key=archive_order)
     expected = [(f"run {i}", *one) for i, one in enumerate(series_digests([series(points)], 4)) if one[0]]
-    table = open_table(io.BytesIO(metrics_file(series(points))), METRICS, name="x", dictionaries=True)
-    assert list(owner_digests(table, METRICS)) == expected
+    findings = Findings()
+    facts = series_facts("x", io.BytesIO(metrics_file(series(points))), findings, DEFAULT_LIMITS)
+    assert list(zip(facts.owners, facts.counts, facts.digests, strict=True)) == expected
+    assert not list(findings.problems())
 
 
 def test_files_digests_are_as_specified() -> None:
@@ -137,15 +142,27 @@ def test_files_digests_are_as_specified() -> None:
     assert hashlib.sha256(b"[]").hexdigest() == NO_FILES
 
 
-@pytest.mark.parametrize("spec", [METRICS, FILES], ids=lambda spec: spec.role)
-def test_owners_whose_rows_are_apart_are_refused(spec: TableSpec) -> None:
-    """An object in which another owner lies between the rows of one is corrupt."""
+def _facts_of(spec: TableSpec, data: bytes) -> OwnerFacts:
     if spec is METRICS:
-        data = metrics_file(series([(0, "a", 0, 0, 0.0), (1, "a", 0, 0, 0.0), (0, "b", 0, 0, 0.0)]))
-    else:
-        data = files_file(["r", "s", "r"])
-    with pytest.raises(CorruptError, match="not together"):
-        list(owner_digests(open_table(io.BytesIO(data), spec, name="x", dictionaries=True), spec))
+        return series_facts("x", io.BytesIO(data), Findings(), DEFAULT_LIMITS)
+    if spec is FILES:
+        return file_facts("x", io.BytesIO(data), Findings(), DEFAULT_LIMITS)
+    return row_facts("x", io.BytesIO(data), spec, kind="trace", findings=Findings(), limits=DEFAULT_LIMITS)
+
+
+@pytest.mark.parametrize("spec", [METRICS, SPANS, FILES], ids=lambda spec: spec.role)
+def test_owners_whose_rows_are_apart_are_refused(spec: TableSpec) -> None:
+    """An object in which another owner lies between the rows of one is corrupt; where none does, each has its rows."""
+
+    def written_for(owners: list[int]) -> bytes:
+        if spec is METRICS:
+            return metrics_file(series([(owner, "ab"[at > 1], at, 0, 0.0) for at, owner in enumerate(owners)]))
+        return files_file([f"run {owner}" for owner in owners]) if spec is FILES else spans_file(owners)
+
+    with pytest.raises(CorruptError, match="in two places") as raised:
+        _facts_of(spec, written_for([0, 1, 0]))
+    assert raised.value.code == "E042"
+    assert _facts_of(spec, written_for([0, 0, 1])).counts == [2, 1]
 
 
 # -- Parquet ---------------------------------------------------------------------------------------------------------------
@@ -174,8 +191,13 @@ def metrics_file(*tables: pa.Table) -> bytes:
 
 def files_file(owners: list[str]) -> bytes:
     columns: dict[str, Any] = {name: ["x"] * len(owners) for name in FILES.schema.names}
-    columns |= {"owner_id": owners, "size": list(range(len(owners)))}
+    columns |= {"owner_kind": ["run"] * len(owners), "owner_id": owners, "size": list(range(len(owners)))}
     return written(FILES, pa.table(columns, schema=FILES.schema))
+
+
+def spans_file(owners: list[int]) -> bytes:
+    rows = [{"experiment_id": "1", "trace_id": f"tr-{owner}", **span_of(0, at)} for at, owner in enumerate(owners)]
+    return written(SPANS, pa.Table.from_pylist(rows, schema=SPANS.schema))
 
 
 @given(POINTS, st.integers(1, 50))

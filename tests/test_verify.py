@@ -177,6 +177,22 @@ def test_nothing_to_check(files: dict[str, bytes]) -> None:
         check(files, snapshot="1999")
 
 
+def test_every_digit_of_a_digest_counts(files: dict[str, bytes]) -> None:
+    """A root digest that is right only as far as the name goes is no snapshot's; of a torn document nobody can say."""
+    (path,) = [path for path in files if path.startswith("snapshots/")]
+    root = check(files).root_digest
+    wrong = root[: len("sha256:") + 16] + "".join("0" if digit != "0" else "1" for digit in root[len("sha256:") + 16 :])
+    for wanted in (root, root.removeprefix("sha256:"), root[:40]):
+        assert check(files, snapshot=wanted).root_digest == root
+    for wanted in (wrong, wrong[:40], root + "0"):
+        with pytest.raises(NotFoundError, match="no snapshot named"):
+            check(files, snapshot=wanted)
+    torn = {**files, path: flipped(files[path], 50)}
+    for wanted in (root, wrong):
+        report = check(torn, snapshot=wanted)
+        assert (codes(report), report.snapshot) == ({"E020"}, "")
+
+
 # -- what a problem touches ----------------------------------------------------------------------------------------------
 
 

@@ -40,7 +40,9 @@ def _duckdb() -> ModuleType:
         import duckdb  # noqa: PLC0415 - optional, and reading without SQL must not pay for it
     except ImportError as error:
         raise UnsupportedError(
-            "SQL needs DuckDB, which is not installed", code="missing-package", hint="pip install duckdb"
+            "SQL needs DuckDB, which is not installed",
+            code="missing-package",
+            hint='pip install duckdb, which the extra "query" of mlflow-bundle brings too',
         ) from error
     module: ModuleType = duckdb
     return module

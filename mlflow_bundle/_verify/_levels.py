@@ -15,7 +15,7 @@ import numpy as np
 from mlflow_bundle import _layout
 from mlflow_bundle._html import Shown
 from mlflow_bundle._limits import DEFAULT_LIMITS, Limits
-from mlflow_bundle._manifest import Committed, find_snapshot, read_marker, snapshot_stems
+from mlflow_bundle._manifest import Committed, find_snapshot, is_meant, may_be_meant, read_marker, snapshot_stems
 from mlflow_bundle._parallel import bounded_map
 from mlflow_bundle._storage import Storage
 from mlflow_bundle._text import plural
@@ -186,11 +186,11 @@ class _Verification:
     def _choose(self, documents: Documents, wanted: str | None) -> list[Committed]:
         if self._all or wanted is None:
             return documents.whole if self._all else documents.whole[:1]
-        text = wanted.removeprefix("sha256:")
-        stems = [stem for stem in snapshot_stems(self._storage) if _is_named(stem, text)]
-        if len(stems) != 1:
-            find_snapshot(self._storage, wanted, limits=self._limits)
-        return [committed for committed in documents.whole if committed.stem in stems]
+        stems = may_be_meant(snapshot_stems(self._storage), wanted)
+        chosen = [committed for committed in documents.whole if committed.stem in stems]
+        if len(stems) != 1 or not all(is_meant(committed, wanted) for committed in chosen):
+            find_snapshot(self._storage, wanted, limits=self._limits)  # and says so
+        return chosen
 
     def _check(
         self, objects: Objects, committed: Committed, marker: Marker | None, findings: Findings
@@ -285,10 +285,6 @@ def _joined(indexes: Sequence[tuple[list[str], Extents]]) -> tuple[Extents, list
         part["object"] = np.array([*(numbers.setdefault(name, len(numbers)) for name in names), 0], np.int32)[extents["object"]]
         parts.append(part)
     return (np.concatenate(parts) if len(indexes) < 2 else np.unique(np.concatenate(parts))), list(numbers)
-
-
-def _is_named(stem: str, text: str) -> bool:
-    return stem.startswith(text) or stem.rpartition("-")[2].startswith(text[:16])
 
 
 def _statements(rounds: Sequence[Findings]) -> list[str]:

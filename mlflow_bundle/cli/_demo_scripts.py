@@ -51,7 +51,7 @@ ASK: Final = """\
 import duckdb
 
 duckdb.sql('''
-    select run_id[:8] as run, count(*) as points, min(value) as best, arg_min(step, value) as at_step
+    select run_id[:8] as run, count(*) as points, arg_min(value, step) as first, min(value) as best
     from 'churn.mlbundle/objects/metrics/*.parquet'
     where key = 'loss' group by run_id order by best
 ''').show()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -12,7 +13,7 @@ from click.shell_completion import CompletionItem
 from msgspec import UNSET
 
 from mlflow_bundle._bundle import Bundle
-from mlflow_bundle.cli._output import clean, json_text, put, table, time_text
+from mlflow_bundle.cli._output import clean, put, table, time_text
 from mlflow_bundle.errors import NotFoundError
 from mlflow_bundle.kinds import KINDS, Kind
 from mlflow_bundle.records import Record
@@ -132,7 +133,7 @@ def _lines(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if isinstance(value, list | tuple):
             yield name, f"{len(value):,}"
             for item in value:
-                yield "", clean(item if isinstance(item, str) else json_text(item))
+                yield "", clean(item if isinstance(item, str) else json.dumps(item, ensure_ascii=False))
         else:
             timed = isinstance(value, int) and not isinstance(value, bool) and ("time" in name or name.endswith("_at"))
             yield name, time_text(value) if timed and "duration" not in name else clean(str(value))

@@ -130,8 +130,8 @@ def tracking_option(function: Command) -> Command:
     return click.option(
         "--tracking-uri",
         metavar="URI",
-        help="MLflow: http://..., sqlite:///FILE, postgresql://...; `pack` also reads a folder such as ./mlruns. "
-        "[default: MLFLOW_TRACKING_URI, else ./mlruns where it has experiments, else ./mlflow.db]",
+        help="MLflow: http://..., sqlite:///FILE, postgresql://..., or a file store such as ./mlruns. "
+        "[default: MLFLOW_TRACKING_URI, else ./mlruns where it has experiments, else ./mlflow.db where it exists]",
     )(function)
 
 

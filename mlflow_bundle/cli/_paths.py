@@ -170,7 +170,7 @@ class Catalog:
             wanted, (row["name"] for row in self.experiments)
         )
         hint = (
-            "`mlflow-bundle ls` lists the experiments, `mlflow-bundle ls --kind` the entities of other kinds; "
+            "`mlflow-bundle ls BUNDLE` lists the experiments, with `--kind trace` (or another) the entities of a kind; "
             "a run is named by its id or the first characters of it, at least four"
         )
         return NotFoundError(

@@ -113,7 +113,7 @@ class _Demo:
 @common
 @pass_state
 def demo(state: State, folder: Path | None) -> int:
-    """Train, pack, verify, query, restore and compare: a tour in about ten seconds.
+    """Train, pack, verify, query, restore and compare: a tour of the whole.
 
     It works in DIR, which must be new or empty, or in a temporary folder, which stays. Each step is shown with the command
     behind it.

@@ -50,15 +50,17 @@ def ls(
     characters of one (4 at least), or a name that only one run has; it may stand without its experiment. In names with a "/",
     the longest name that fits is taken; an id always works.
     """
+    if kind is not None and (path or tree):
+        raise UsageError("--kind lists the whole snapshot, and takes no PATH and no --tree")
+    if tree and state.json:
+        raise UsageError("--tree and --json exclude each other", hint="--json lists what is directly in PATH")
     with open_bundle(bundle, snapshot=snapshot, storage_options=options_of(storage_option)) as archive:
         if kind is not None:
-            if path or tree:
-                raise UsageError("--kind lists the whole snapshot, and takes no PATH and no --tree")
             _list_kind(state, archive, kind, long)
             return
         catalog = Catalog(archive)
         place = catalog.find(path)
-        if tree and not state.json:
+        if tree:
             print_tree(catalog, place)
             return
         entries = _entries(catalog, place)

@@ -37,7 +37,9 @@ __all__ = ["pack"]
 @click.option(
     "--full", is_flag=True, help="Read everything again instead of trusting counts and file stamps of the last snapshot."
 )
-@click.option("--dry-run", is_flag=True, help="Only say what is selected; write nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Only say what is selected, without a look at metric points and files; write nothing."
+)
 @click.option(
     "--artifacts-destination", metavar="URL", help="Where a server keeps mlflow-artifacts:, when its database is read directly."
 )
@@ -50,9 +52,10 @@ __all__ = ["pack"]
 def pack(state: State, /, bundle: str, *, dry_run: bool, allow_partial: bool, full: bool, **options: Any) -> int:
     """Archive what MLflow holds, or a selection of it, as one more snapshot of BUNDLE.
 
-    BUNDLE is a folder, a URL such as s3://bucket/name, or one file NAME.mlbundle.zip. Without a selection everything is packed.
-    Packing into the same bundle again writes only what is new. When something cannot be read, nothing is committed (exit code
-    1), or with --allow-partial a partial snapshot is (exit code 3).
+    BUNDLE is a folder, a URL such as s3://bucket/name, or one file whose name ends in .zip. Without a selection everything is
+    packed. Packing into the same bundle again writes only what is new. When something cannot be read, nothing is committed
+    (exit code 1), or with --allow-partial a partial snapshot is (exit code 3). Read the notes at the end: artifact folders that
+    are not on this machine are notes, and no error, in the first pack of a database.
     """
     storage_options = options_of(options.pop("storage_option"))
     artifact_options = options_of(options.pop("artifact_storage_option"), "--artifact-storage-option")
@@ -84,8 +87,6 @@ def _summarize(report: PackReport) -> None:
     say(f"{plural(report.new_objects, 'new object')}, {bytes_text(report.new_bytes)}; {report.shared_objects:,} already there")
     if report.redacted:
         say(f"{plural(report.redacted, 'credential')} taken out of URIs")
-    for note in report.notes:
-        say(f"note: {clean(note)}")
     for line in problem_lines(report.problems):
         say(line)
     if report.state == "partial":
@@ -93,6 +94,8 @@ def _summarize(report: PackReport) -> None:
         say(f"the snapshot is partial: {missing} could not be read; packing again tries just those")
     say(f"snapshot {report.snapshot}")
     say(f"root {report.root_digest}")
+    for note in report.notes:  # last, where they are seen: what may be missing from a complete snapshot is among them
+        say(f"note: {clean(note)}")
 
 
 def _dry_run(state: State, options: dict[str, Any], artifact_options: dict[str, Any] | None) -> int:

@@ -97,6 +97,8 @@ def _check(sql: str, without: dict[str, bool], forms: dict[str, bool]) -> None:
     chosen = [name for name, given in {**without, **forms}.items() if given]
     if [name for name in chosen if name in forms and name != "--json"] and len(chosen) > 1:
         raise UsageError(f"{' and '.join(chosen)} exclude each other")
+    if without["--views"] and forms["--json"]:
+        raise UsageError("--views and --json exclude each other: the views are SQL")
     others = [name for name, given in without.items() if given]
     if len(others) > 1:
         raise UsageError(f"{' and '.join(others)} exclude each other")

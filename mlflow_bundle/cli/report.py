@@ -19,7 +19,7 @@ from mlflow_bundle.cli._options import (
     storage_option,
 )
 from mlflow_bundle.cli._output import State, bytes_text, clean, put_bytes, say
-from mlflow_bundle.errors import StorageError
+from mlflow_bundle.errors import StorageError, UsageError
 
 __all__ = ["report"]
 
@@ -45,6 +45,8 @@ def report(state: State, bundle: str, *, output: str, snapshot: str | None, stor
     """
     from mlflow_bundle._report import report_html  # noqa: PLC0415 - other commands need none of it
 
+    if output == "-" and state.json:
+        raise UsageError("-o - and --json exclude each other: both go to stdout", hint="give -o a file")
     with open_bundle(bundle, snapshot=snapshot, storage_options=options_of(storage_option)) as archive:
         page = report_html(archive).encode()
         root = archive.root_digest

@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from textwrap import wrap
 from typing import Any, Final
 
 import click
@@ -23,6 +24,8 @@ from mlflow_bundle.records import Experiment, KeyValue
 __all__ = ["show"]
 
 _TIMES: Final = frozenset({"start_time", "end_time", "deleted_time", "creation_time", "last_update_time"})
+#: As wide are lists in the overview: with its labels, a terminal of 80 columns holds them.
+_WIDTH: Final = 68
 #: What people look for first; the other fields follow.
 _RUN_FIELDS: Final = (
     "run_id",
@@ -35,7 +38,7 @@ _RUN_FIELDS: Final = (
     "start_time",
     "end_time",
 )
-_LISTS: Final = frozenset({"params", "tags", "inputs"})
+_LISTS: Final = frozenset({"params", "tags", "inputs", "model_inputs", "model_outputs"})
 
 
 @click.command()
@@ -145,7 +148,7 @@ def _print_snapshot(document: dict[str, Any]) -> None:
         ("logical", document["logical_root"]),
         ("made", f"{time_text(document['created_at'])} by {writer['name']} {writer['version']}"),
         ("source", f"{source['uri']} ({' '.join(filter(None, (source['kind'], source['version'])))})"),
-        ("absent", ", ".join(source["absent"])),
+        *(("" if number else "absent", line) for number, line in enumerate(wrap(", ".join(source["absent"]), _WIDTH))),
         ("scope", scope_text(document["scope"])),
         ("holds", f"{counts_text(document['counts'])} ({bytes_text(document['counts'].get('file_bytes', 0))})"),
         ("stored", f"{plural(document['objects'], 'object')}, {bytes_text(document['object_bytes'])}"),
@@ -188,6 +191,12 @@ def _print_run(document: dict[str, Any], *, drawn: Mapping[str, str]) -> None:
         tags = ", ".join(f"{clean(tag['key'])}={clean(tag['value'])}" for tag in found["tags"])
         put("")
         put(f"dataset {clean(dataset['name'])} {clean(dataset['digest'])}" + (f" ({tags})" if tags else ""))
+    for model in document["model_inputs"]:
+        put("")
+        put(f"model read {clean(model['model_id'])}")
+    for model in document["model_outputs"]:
+        put("")
+        put(f"model made {clean(model['model_id'])} (step {model['step']:,})")
     if document["latest_metrics"]:
         put("")
         put(f"metrics ({plural(document['metric_points'], 'point')}), latest:")

@@ -20,7 +20,6 @@ from mlflow_bundle.cli._options import (
     selection,
     snapshot_option,
     storage_option,
-    tracking_option,
 )
 from mlflow_bundle.cli._output import State, bytes_text, clean, kind_text, plain, plural, problem_lines, put, say
 from mlflow_bundle.cli._progress import progress
@@ -38,7 +37,12 @@ __all__ = ["unpack"]
 @click.option("--rename", metavar="OLD=NEW", type=LINES, multiple=True, help="Another name for an experiment; can be repeated.")
 @click.option("--workspace", metavar="NAME", help="Put everything into this workspace. [default: where it was]")
 @click.option("--online-scoring", is_flag=True, help="Restore the sample rates of scorers, which then judge and may cost.")
-@tracking_option
+@click.option(
+    "--tracking-uri",
+    metavar="URI",
+    help="Where to: http://..., sqlite:///FILE, postgresql://.... A file store such as ./mlruns cannot be written. "
+    "[default: MLFLOW_TRACKING_URI, else ./mlflow.db where it exists]",
+)
 @snapshot_option
 @click.option("--dry-run", is_flag=True, help="Say what would happen, and what the target cannot hold; write nothing.")
 @click.option("--allow-partial", is_flag=True, help="Restore what the target can hold, and report the rest.")

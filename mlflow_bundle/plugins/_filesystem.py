@@ -16,9 +16,10 @@ from typing import Any, BinaryIO, ClassVar, Final, NoReturn
 
 from fsspec import AbstractFileSystem
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
-from fsspec.utils import stringify_path
+from fsspec.utils import isfilelike, stringify_path
 
 from mlflow_bundle._bundle import Bundle, open_bundle
+from mlflow_bundle._whole_file import whole_file
 from mlflow_bundle.errors import NotFoundError, UsageError
 from mlflow_bundle.plugins._table_files import write_table
 from mlflow_bundle.plugins._tree import File, Folder, Node, TableFile, find, root_of
@@ -174,13 +175,17 @@ class BundleFileSystem(AbstractFileSystem):  # type: ignore[misc]
     def get_file(
         self, rpath: str, lpath: Any, callback: Callback = DEFAULT_CALLBACK, outfile: Any = None, **kwargs: Any
     ) -> None:
-        """Copy one file. What turns out to be damaged is not left behind."""
-        try:
+        """Copy one file. What turns out to be damaged is not left behind, and what was there before stays then."""
+        if outfile is not None or isfilelike(lpath) or isinstance(self.node(rpath), Folder):
             super().get_file(rpath, lpath, callback=callback, outfile=outfile, **kwargs)
-        except BaseException:
-            if outfile is None and isinstance(lpath, str) and Path(lpath).is_file():
-                Path(lpath).unlink()
-            raise
+            return
+        target = Path(os.path.realpath(stringify_path(lpath)))
+        if target.exists() and not target.is_file():  # a folder is refused; a pipe or a device takes bytes as they come
+            with target.open("wb") as file:
+                super().get_file(rpath, lpath, callback=callback, outfile=file, **kwargs)
+            return
+        with whole_file(target) as file:
+            super().get_file(rpath, lpath, callback=callback, outfile=file, **kwargs)
 
     def ukey(self, path: str) -> str:
         """What changes when the content does."""

@@ -20,9 +20,9 @@ _EMBEDDED: Final = "sqlite:///mlflow.db"
 _FOLDER: Final = "./mlruns"
 
 
-def resolve_tracking_uri(tracking_uri: str | os.PathLike[str] | None) -> str:
+def resolve_tracking_uri(tracking_uri: str | os.PathLike[str] | None, *, target: bool = False) -> str:
     """The tracking URI that was given, else ``MLFLOW_TRACKING_URI``, else MLflow's own default where it exists: a file store
-    ``./mlruns`` with experiments, else the embedded database.
+    ``./mlruns`` with experiments (never for a ``target``, because it cannot be written), else the embedded database.
 
     Raises:
         UsageError: there is none of these.
@@ -31,10 +31,16 @@ def resolve_tracking_uri(tracking_uri: str | os.PathLike[str] | None) -> str:
         text = os.fspath(tracking_uri)
     else:
         text = os.environ.get("MLFLOW_TRACKING_URI", "")
-        if not text and any(path.parent.name.isdigit() for path in Path(_FOLDER).glob("*/meta.yaml")):
+        if not text and not target and any(path.parent.name.isdigit() for path in Path(_FOLDER).glob("*/meta.yaml")):
             text = _FOLDER
         if not text and Path("mlflow.db").is_file():
             text = _EMBEDDED
+        if not text and target:
+            raise UsageError(
+                "no MLflow server or database to restore into is named",
+                hint="give a tracking URI such as http://localhost:5000 or sqlite:///mlflow.db (a new file is made), or set"
+                " MLFLOW_TRACKING_URI",
+            )
         if not text:
             raise UsageError(
                 "no MLflow server, database or file store is named",

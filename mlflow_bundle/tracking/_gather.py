@@ -29,6 +29,8 @@ __all__ = ["Collected", "Gathered", "collect"]
 _FIRST: Final = ("experiment", "run")
 #: After a batch of so many records the next ones are read meanwhile.
 _MANY: Final = 500
+#: Versions are numbers of 64 bits at most.
+_DIGITS: Final = 19
 
 
 class Gathered:
@@ -162,6 +164,8 @@ class Needed:
     def __init__(self) -> None:
         self.ids: dict[str, set[str]] = defaultdict(set)
         self.versions: dict[str, set[int] | None] = {}
+        #: Versions that were named, by id, with the error for one that does not exist.
+        self.asked: dict[str, NotFoundError] = {}
 
     @property
     def runs(self) -> tuple[str, ...]:
@@ -278,8 +282,11 @@ def needed_by_models(source: MlflowSource, selection: Selection) -> Needed | Non
     if wanted:
         for batch in source.entities("model_version", EntityQuery(parents=wanted)):
             for version in batch:
+                needed.asked.pop(record_id(version), None)
                 if _version_is_wanted(version, needed):
                     _follow(version, needed)
+    for version_id, missing in needed.asked.items():
+        raise missing_or_unreadable(source, "model_version", version_id, missing)
     _need_logged(source, selection, needed)
     return needed
 
@@ -297,7 +304,7 @@ def _need_registered(source: MlflowSource, text: str, needed: Needed, *, prompt:
     if found is None and "@" in text:
         name, _, alias = text.rpartition("@")
         found = _registered(source, name)
-    if found is None and text.rpartition("/")[2].isdigit():
+    if found is None and _is_number(text.rpartition("/")[2]):
         name, _, version = text.rpartition("/")
         found = _registered(source, name)
     what = "prompt" if prompt else "registered model"
@@ -309,8 +316,15 @@ def _need_registered(source: MlflowSource, text: str, needed: Needed, *, prompt:
         raise NotFoundError(f"{what} {name!r} has no alias {alias!r}", code="model-not-found")
     identity = record_id(found)
     needed.ids["registered_model"].add(identity)
+    for number in numbers:
+        missing = NotFoundError(f"{what} {name!r} has no version {number}", code="model-not-found")
+        needed.asked[f"{identity}/{number}"] = missing
     known = needed.versions.get(identity, set())
     needed.versions[identity] = known | numbers if (version or alias) and known is not None else None
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= _DIGITS
 
 
 def _registered(source: MlflowSource, name: str) -> RegisteredModel | None:

@@ -9,11 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 from rich.cells import cell_len
 
 import mlflow_bundle
+from mlflow_bundle._storage import open_storage
 from mlflow_bundle.cli._curves import curve
 from mlflow_bundle.cli._output import clean
+from mlflow_bundle.entities import KeyValue, ModelInput, ModelOutput, ModelVersion
+from tests.building import everything_of, pack_content
 from tests.cli.conftest import EVIL, START, Archived, Command, in_terminal
 
 
@@ -126,6 +130,29 @@ def test_show_run(command: Command, archived: Archived) -> None:
     ):
         assert text in out
     assert json.loads(command("show", archived.bundle, "churn/child", "--json").out)["files"] == []
+
+
+def test_show_prints_no_language(command: Command, tmp_path: Path) -> None:
+    """What has parts is a line of JSON each, and logged models of a run are lines like its datasets: no Python, no ``\\n``."""
+    content, tags = everything_of(2), (KeyValue(key="größe", value="two\nlines \u202e"), KeyValue(key="b", value=""))
+    linked = {"model_inputs": (ModelInput(model_id="m-0001"),), "model_outputs": (ModelOutput(model_id="m-0000", step=1234),)}
+    content.runs[0] = structs.replace(content.runs[0], **linked)
+    content.entities = [
+        structs.replace(record, tags=tags) if isinstance(record, ModelVersion) else record for record in content.entities
+    ]
+    with open_storage(tmp_path / "b", create=True) as storage:
+        pack_content(storage, content)
+    lines = command("show", str(tmp_path / "b"), "shop/1").out.splitlines()
+    at = next(number for number, line in enumerate(lines) if line.split() == ["tags", "2"])
+    shown = [line.strip() for line in lines[at + 1 : at + 3]]
+    assert shown == ['{"key": "größe", "value": "two\\nlines \\u202e"}', '{"key": "b", "value": ""}']
+    assert [json.loads(line)["value"] for line in shown] == [tag.value for tag in tags]
+    run = command("show", str(tmp_path / "b"), content.runs[0].run_id).out
+    assert "{'" not in run
+    lines = run.splitlines()
+    assert "model read m-0001" in lines
+    assert "model made m-0000 (step 1,234)" in lines
+    assert not any(line.startswith(("model inputs", "model outputs")) for line in lines)
 
 
 def test_show_what_cannot_be_shown(command: Command, archived: Archived) -> None:

@@ -102,3 +102,24 @@ def test_completion_needs_no_command(
     monkeypatch.setitem(os.environ, "COMP_WORDS", "mlflow-bundle un")
     monkeypatch.setitem(os.environ, "COMP_CWORD", "1")
     assert command().out == "plain,unpack\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["query", "--views"], "--views"),
+        (["report", "-o", "-"], "-o -"),
+        (["ls", "--tree"], "--tree"),
+    ],
+)
+def test_json_is_refused_where_something_else_was_asked_for(
+    command: Command, archived: Archived, words: list[str], named: str
+) -> None:
+    """SQL, HTML and a tree are no JSON documents: the command says so instead of giving one of the two."""
+    name, *options = words
+    done = command(name, archived.bundle, *options, "--json")
+    assert (done.code, done.out) == (2, "")
+    error = json.loads(done.err)["error"]
+    assert error["code"] == "usage"
+    assert f"{named} and --json exclude each other" in error["message"]
+    assert command(name, archived.bundle, *options).code == 0

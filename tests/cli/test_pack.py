@@ -8,6 +8,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 import mlflow_bundle
 from tests.cli.conftest import EVIL, Archived, Command
@@ -197,3 +198,17 @@ def _with_unreachable_artifacts(archived: Archived, folder: Path) -> Path:
         connection.execute("update runs set artifact_uri = 'nonsense://x/y' where run_uuid = ?", [archived.runs["b/c"]])
     connection.close()
     return database
+
+
+def test_files_that_may_be_missing_are_told_last(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An artifact folder that is not there is no proof of a loss: a first snapshot is complete, and the last line names it."""
+    monkeypatch.chdir(tmp_path)
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    client.create_run(client.create_experiment("e", artifact_location=str(tmp_path / "gone" / "1")))
+    done = command("pack", tmp_path / "b", "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db")
+    assert done.code == 0, done.err
+    last = done.err.splitlines()[-1]
+    assert last.startswith("note: the files of 1 run lie below ")
+    assert str(tmp_path / "gone") in last
+    with mlflow_bundle.open(tmp_path / "b") as archive:
+        assert archive.snapshot.state == "complete"

@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import mlflow_bundle
+from mlflow_bundle._storage import open_storage
+from tests.building import content_of, pack_content
 from tests.cli.conftest import EVIL, Archived, Command, in_terminal
 
 SQL = (
@@ -45,6 +47,23 @@ def test_json_has_names_types_and_rows(command: Command, archived: Archived) -> 
     assert row["start_time"].startswith("2023-11-14 22:13")
     assert (row["d"], row["b"], row["l"], row["s"], row["n"]) == ("2023-11-14", "eA==", [1], {"a": 1}, "1.5")
     assert command("query", archived.bundle, "select 1 as a, 2 as A", "--json").code in (0, 2)
+
+
+def test_times_without_a_date(command: Command, tmp_path: Path) -> None:
+    """A point logged at nanoseconds, and a time beyond Python's that SQL makes, are told in every form."""
+    content = content_of(1, points=0)
+    content.points[content.runs[0].run_id] = [("loss", 0, 1_700_000_000_000_000_000, 0.5)]
+    with open_storage(tmp_path / "b", create=True) as storage:
+        pack_content(storage, content)
+    sql = "select timestamp, timestamp_ms, '12000-01-01'::date as later, 'infinity'::timestamp as never from metrics"
+    row = json.loads(command("query", tmp_path / "b", sql, "--json").out)["rows"][0]
+    assert (row["timestamp"], row["timestamp_ms"], row["later"]) == (None, 1_700_000_000_000_000_000, "12000-01-01")
+    assert "out of range" in row["never"]
+    for form, between in (([], "\t"), (["--csv"], ",")):
+        done = command("query", tmp_path / "b", sql, *form)
+        assert (done.code, done.err) == (0, "")
+        assert done.out.splitlines()[1].split(between)[:3] == ["", "1700000000000000000", "12000-01-01"]
+    assert "NULL" in in_terminal(["query", tmp_path / "b", sql], "stdout", columns=200)
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 import mlflow_bundle
 from tests.cli.conftest import Archived, Command
@@ -119,3 +120,20 @@ def test_dead_server(command: Command, archived: Archived, monkeypatch: pytest.M
     done = command("unpack", archived.bundle, "--tracking-uri", "http://127.0.0.1:9")
     assert done.code == 1
     assert "does not answer" in done.err
+
+
+def test_a_file_store_is_no_default_target(
+    command: Command, archived: Archived, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a file store, which cannot be written, the embedded database is the default, and else nothing is."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mlruns" / "1").mkdir(parents=True)
+    (tmp_path / "mlruns" / "1" / "meta.yaml").write_text("experiment_id: '1'\nname: e\n", "utf-8")
+    done = command("unpack", archived.bundle, "--dry-run")
+    assert done.code == 2
+    assert "no MLflow server or database to restore into is named" in done.err
+    assert "./mlruns" not in done.err
+    MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_experiment_by_name("Default")
+    done = command("unpack", archived.bundle, "--dry-run")
+    assert done.code == 0, done.err
+    assert "to sqlite:///mlflow.db; nothing was written" in done.err

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import pickle
 import random
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
@@ -210,6 +212,60 @@ def test_damage_is_told(shelf: Shelf, local: Place, tmp_path: Path) -> None:
     with pytest.raises(CorruptError):
         fs.get(path, str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("form", [str, Path])
+def test_what_was_there_stays(shelf: Shelf, local: Place, tmp_path: Path, form: Callable[[Path], str | Path]) -> None:
+    """A copy that fails, for want of the file or for damage, leaves the user's file of that name as it was."""
+    bundle = tmp_path / "b"
+    shutil.copytree(local.url, bundle)
+    (blob,) = [path for path in (bundle / "objects/blobs").rglob("*") if path.is_file()]
+    blob.chmod(0o644)
+    blob.write_bytes(blob.read_bytes()[:-1] + b"?")
+    fs = opened(Place(str(bundle)))
+    mine = tmp_path / "out" / "existing.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    for path, error in (("experiments/none/x", FileNotFoundError), (f"{artifacts(shelf)}/large.bin", CorruptError)):
+        with pytest.raises(error):
+            fs.get(path, str(mine))
+        with pytest.raises(error):
+            fs.get_file(path, form(mine))
+        assert mine.read_text() == "mine"
+        assert os.listdir(mine.parent) == ["existing.txt"]
+    with pytest.raises(FileNotFoundError):
+        fs.get_file("experiments/none/x", form(tmp_path / "new" / "x"))
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(CorruptError):
+        fs.get_file(f"{artifacts(shelf)}/large.bin", form(tmp_path / "out" / "new"))
+    assert os.listdir(mine.parent) == ["existing.txt"]
+
+
+@pytest.mark.parametrize("form", [str, Path])
+def test_a_copy_takes_the_place_of_a_file(
+    shelf: Shelf, local: Place, tmp_path: Path, form: Callable[[Path], str | Path]
+) -> None:
+    """What is copied is a file like any other, below folders that are made; a link stays one, an open file is written to."""
+    fs, path = opened(local), f"{artifacts(shelf)}/plain.txt"
+    new, linked = tmp_path / "a" / "new", tmp_path / "a" / "link"
+    fs.get_file(path, form(new))
+    usual = tmp_path / "usual"
+    usual.touch()
+    assert (new.read_bytes(), new.stat().st_mode) == (b"content 0", usual.stat().st_mode)
+    new.write_text("other")
+    linked.symlink_to(new)
+    fs.get_file(path, form(linked))
+    assert (new.read_bytes(), linked.is_symlink()) == (b"content 0", True)
+    sink = io.BytesIO()
+    fs.get_file(path, sink)
+    fs.get_file(path, form(Path(os.devnull)))
+    assert sink.getvalue() == b"content 0"
+    assert not Path(os.devnull).is_file()
+    with pytest.raises(IsADirectoryError):
+        fs.get_file(path, form(tmp_path / "a"))
+    fs.get_file(artifacts(shelf), form(tmp_path / "folder"))
+    assert os.listdir(tmp_path / "folder") == []
+    assert sorted(os.listdir(tmp_path / "a")) == ["link", "new"]
 
 
 def test_threads(shelf: Shelf, local: Place) -> None:

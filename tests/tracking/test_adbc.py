@@ -46,6 +46,21 @@ def test_a_failed_statement_leaves_the_session_usable(session: Session) -> None:
     session.close()
 
 
+def test_what_fails_outside_of_transactions_leaves_them(session: Session) -> None:
+    """After a statement outside of a transaction failed, what follows is one again: it can be undone."""
+    with pytest.raises(adbc_driver_manager.Error), session.outside():
+        session.table("PRAGMA nothing = (")
+    session.table("INSERT INTO some VALUES (8)")
+    session.rollback()
+    assert session.table("SELECT number FROM some").column(0).to_pylist() == [7]
+    with session.outside():
+        session.table("PRAGMA user_version = 3")
+    session.table("INSERT INTO some VALUES (9)")
+    session.commit()
+    assert session.table("SELECT number FROM some").column(0).to_pylist() == [7, 9]
+    session.close()
+
+
 _INTERRUPTED = """
 import os, signal, sys, threading
 import adbc_driver_postgresql

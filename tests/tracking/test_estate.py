@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec import UNSET
@@ -13,7 +15,7 @@ from msgspec import UNSET
 import mlflow_bundle as bundle
 from mlflow_bundle.entities import Record
 from mlflow_bundle.kinds import KINDS, record_id
-from tests.fixtures.estate import Estate
+from tests.fixtures.estate import KINDS_HERE, Estate
 from tests.fixtures.estate_script import SECRETS
 from tests.fixtures.server import MlflowServer, ServerFactory
 from tests.tracking.moving import every_row, everything_in
@@ -64,8 +66,8 @@ def test_a_bundle_of_everything_verifies(packed: str) -> None:
     report = bundle.verify(packed)
     assert report.problems == ()
     with bundle.open(packed) as archive:
-        assert set(archive.kinds()) == set(KINDS)
-        assert all(archive.snapshot.counts[kind] for kind in KINDS)
+        assert set(archive.kinds()) == set(KINDS_HERE)
+        assert all(archive.snapshot.counts[kind] for kind in KINDS_HERE)
 
 
 def test_sqlite_to_sqlite_is_exact(packed: str, estate: Estate, tmp_path: Path) -> None:
@@ -75,7 +77,7 @@ def test_sqlite_to_sqlite_is_exact(packed: str, estate: Estate, tmp_path: Path) 
     assert report.problems == ()
     assert {
         outcome.kind: outcome.failed + outcome.left_out for outcome in report.entities if outcome.kind != "gateway_secret"
-    } == {kind: 0 for kind in KINDS if kind not in ("experiment", "run", "gateway_secret")}
+    } == {kind: 0 for kind in KINDS_HERE if kind not in ("experiment", "run", "gateway_secret")}
     bundle.pack(bundle=tmp_path / "again", tracking_uri=target)
     assert differing(packed, str(tmp_path / "again")) == {(kind, name) for kind, names in POLICY.items() for name in names}
     first, second = every_row(estate.uri), every_row(target)
@@ -228,6 +230,34 @@ def test_a_model_that_does_not_exist(estate: Estate, tmp_path: Path) -> None:
         with pytest.raises(bundle.NotFoundError, match=r"no registered model|has no alias"):
             bundle.pack(bundle=tmp_path / "b", tracking_uri=estate.uri, model=name)
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "missing"),
+    [
+        ({"model": "churn.v1/99"}, "registered model 'churn.v1' has no version 99"),
+        ({"model": "empty model ü/1"}, "registered model 'empty model ü' has no version 1"),
+        ({"model": ["churn.v1/1", "churn.v1/13"]}, "registered model 'churn.v1' has no version 13"),
+        ({"model": ["churn.v1", "churn.v1/0"]}, "registered model 'churn.v1' has no version 0"),
+        ({"prompt": "greet/99"}, "prompt 'greet' has no version 99"),
+        ({"model": "churn.v1/²"}, "no registered model 'churn.v1/²'"),
+        ({"model": "churn.v1/\u0661"}, "no registered model 'churn.v1/\u0661'"),
+        ({"model": "churn.v1/" + "9" * 5000}, "no registered model 'churn.v1/9"),
+    ],
+)
+def test_a_version_that_does_not_exist(estate: Estate, tmp_path: Path, asked: dict[str, Any], missing: str) -> None:
+    """A version that is not there is named, also beside one that is or with all of its model; what is no number is a name."""
+    with pytest.raises(bundle.NotFoundError, match=re.escape(missing)) as raised:
+        bundle.pack(bundle=tmp_path / "b", tracking_uri=estate.uri, **asked)
+    assert raised.value.code == "model-not-found"
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_deleted_version_exists(estate: Estate, tmp_path: Path) -> None:
+    """A database keeps deleted versions, and they can be named."""
+    bundle.pack(bundle=tmp_path / "b", tracking_uri=estate.uri, model=["churn.v1/3", "churn.v1/04"])
+    found = records(str(tmp_path / "b"))
+    assert {identity for kind, identity in found if kind == "model_version"} == {"churn.v1/3", "churn.v1/4"}
 
 
 # -- secrets -----------------------------------------------------------------------------------------------------------

@@ -101,8 +101,10 @@ class Session:
         """No transaction inside; the open one is committed."""
         self.commit()
         self._connection.set_autocommit(True)
-        yield
-        self._connection.set_autocommit(False)
+        try:
+            yield
+        finally:
+            self._connection.set_autocommit(False)
 
     def close(self) -> None:
         """Undo what was not committed, and disconnect. Readers must be closed before. Closing twice is harmless."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+from mlflow_bundle._storage._local import link_new
 from mlflow_bundle.errors import ServerError, UnsupportedError, UsageError
 from mlflow_bundle.tracking.database._connection import Connection, DatabaseUri, columns_of, parse_uri, revision_of
 from mlflow_bundle.tracking.database._revision import head_revision
@@ -93,7 +94,8 @@ def place_database(draft: DatabaseUri, uri: DatabaseUri) -> None:
         unfinished = uri.path.with_name(f".{uri.path.name}.{os.getpid()}.creating")
         try:
             shutil.copyfile(draft.path, unfinished)
-            os.link(unfinished, uri.path)
+            if not link_new(unfinished, uri.path):
+                raise ServerError(f"the database {uri.shown} cannot be made: somebody made one meanwhile", hint=_ELSEWHERE)
         finally:
             unfinished.unlink(missing_ok=True)
     except OSError as error:
@@ -115,7 +117,8 @@ def _postgresql_engine(uri: DatabaseUri) -> Any:
         except ModuleNotFoundError:
             continue
     raise UsageError(
-        f"creating MLflow's tables in {uri.shown} needs a driver that is not installed", hint="pip install psycopg2-binary"
+        f"creating MLflow's tables in {uri.shown} needs a driver that is not installed",
+        hint='pip install psycopg2-binary, which the extra "postgresql" of mlflow-bundle brings too',
     )
 
 
