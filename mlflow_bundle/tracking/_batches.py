@@ -11,7 +11,7 @@ import pyarrow as pa
 from mlflow_bundle._bundle import Bundle
 from mlflow_bundle._codec import decode_record, encode
 from mlflow_bundle._series import segments
-from mlflow_bundle.entities import ModelVersion, Record
+from mlflow_bundle.entities import ModelVersion, Record, SkillVersion
 from mlflow_bundle.kinds import KINDS, record_id
 from mlflow_bundle.tracking._content_digest import ContentDigests
 from mlflow_bundle.tracking._gather import Gathered
@@ -24,13 +24,14 @@ _RECORDS: Final = 500
 _RECORD_BYTES: Final = 32 << 20
 _ROW_BYTES: Final = 64 << 20
 _FILES: Final = "files/1"
-_VERSION: Final = "model_version"
+#: Kinds whose numbers a server gives by counting.
+_NUMBERED: Final = ("model_version", "skill_version")
 
 
 def batches(gathered: Gathered, kind: str) -> Iterator[list[Record]]:
-    """The gathered records of a kind, a bounded number of records and bytes at a time; all versions of a model together."""
+    """The gathered records of a kind, a bounded number of records and bytes at a time; all versions of one thing together."""
     records = gathered.records(kind)
-    yield from _versions(records) if kind == _VERSION else _bounded(records)
+    yield from _versions(kind, records) if kind in _NUMBERED else _bounded(records)
 
 
 def _bounded(records: Iterable[Record]) -> Iterator[list[Record]]:
@@ -47,17 +48,17 @@ def _bounded(records: Iterable[Record]) -> Iterator[list[Record]]:
         yield batch
 
 
-def _versions(records: Iterable[Record]) -> Iterator[list[Record]]:
-    """Model versions in the order of their numbers, which is how a server counts. Until it is their turn they are kept as
-    text, a fraction of the size."""
+def _versions(kind: str, records: Iterable[Record]) -> Iterator[list[Record]]:
+    """Versions in the order of their numbers, which is how a server counts. Until it is their turn they are kept as text, a
+    fraction of the size."""
     texts = []
     for record in records:
-        assert isinstance(record, ModelVersion)
+        assert isinstance(record, ModelVersion | SkillVersion)
         texts.append((record_id(record).rpartition("/")[0], record.version, encode(record)))
     texts.sort()
     batch: list[Record] = []
     for _, group in groupby(texts, key=lambda text: text[0]):
-        batch += [decode_record(text, _VERSION, name="spool") for *_, text in group]
+        batch += [decode_record(text, kind, name="spool") for *_, text in group]
         if len(batch) >= _RECORDS // 2:
             yield batch
             batch = []

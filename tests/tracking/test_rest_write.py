@@ -325,6 +325,11 @@ def test_limits_follow_the_release() -> None:
     assert not Limits.of("3.16.0").experiment_tag(tag)
     assert Limits.of("2.15.1").key("a:b")
     assert not Limits.of("2.16.0").key("a:b")
+    assert not Limits.of("3.17.2").key("a\n")
+    assert Limits.of("3.18.0").key("a\n")
+    blank = Experiment(experiment_id="1", name=" ", lifecycle_stage="active")
+    assert not Limits.of("3.17.2").experiment_problems(blank)
+    assert len(Limits.of("3.18.0").experiment_problems(blank)) == 1
 
 
 @pytest.mark.parametrize(

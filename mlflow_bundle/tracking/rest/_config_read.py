@@ -1,4 +1,4 @@
-"""The configuration of a tracking server read over REST: workspaces, webhooks, gateway, budgets, guardrails, MCP registry.
+"""The configuration of a tracking server read over REST: workspaces, webhooks, gateway, budgets, guardrails, registries.
 
 No secret is ever read into a record: of a gateway secret only that it exists, of a webhook nothing that signs its calls.
 """
@@ -29,15 +29,14 @@ from mlflow_bundle.entities import Workspace as WorkspaceRecord
 from mlflow_bundle.tracking._port import EntityQuery
 from mlflow_bundle.tracking._rest import API
 from mlflow_bundle.tracking.rest._features import API3, SourceServer, Workspaced
-from mlflow_bundle.tracking.rest._listing import Answer, decimal, json_text, listed, record, single
+from mlflow_bundle.tracking.rest._listing import Answer, decimal, json_text, listed, record, registered, single
+from mlflow_bundle.tracking.rest._skills_read import SkillReader
 
 __all__ = ["ConfigurationReader"]
 
 _PAGE: Final = 1_000
 _GATEWAY: Final = f"{API3}gateway/"
 _MCP: Final = f"{API3}mcp-servers"
-#: How the MCP registry calls its times.
-_TIMES: Final = {"created_at": "creation_timestamp", "last_updated_at": "last_updated_timestamp"}
 
 
 class ConfigurationReader:
@@ -45,6 +44,7 @@ class ConfigurationReader:
 
     def __init__(self, server: SourceServer) -> None:
         self._server = server
+        skills = SkillReader(server)
         self.readers: Mapping[str, Callable[[EntityQuery], Iterable[Record]]] = {
             "workspace": lambda _: self.workspaces(),
             "webhook": lambda _: self.webhooks(),
@@ -56,6 +56,8 @@ class ConfigurationReader:
             "mcp_server": lambda _: self.mcp_servers(),
             "mcp_server_version": lambda _: self.mcp_versions(),
             "mcp_access_endpoint": lambda _: self.mcp_access_endpoints(),
+            "skill": lambda _: skills.skills(),
+            "skill_version": lambda _: skills.versions(),
         }
 
     def _list(
@@ -181,9 +183,8 @@ class ConfigurationReader:
                 McpServer,
                 {**answer, "description": None if description == latest else description},
                 icons=json_text(icons or None),
-                tags=_pairs(answer),
                 aliases=sorted(answer.get("aliases") or [], key=lambda alias: str(alias["alias"])),
-                **_times(answer),
+                **registered(answer),
             )
 
     def _latest_description(self, server: tuple[Workspaced, Answer]) -> str | None:
@@ -206,8 +207,7 @@ class ConfigurationReader:
                     server_json=json_text(answer["server_json"]),
                     tools=json_text(tools or None),
                     connect_options=json_text(answer.get("connect_options") or None),
-                    tags=_pairs(answer),
-                    **_times(answer),
+                    **registered(answer),
                 )
 
     def _versions_of(self, server: tuple[Workspaced, Answer]) -> list[Answer]:
@@ -218,7 +218,7 @@ class ConfigurationReader:
     def mcp_access_endpoints(self) -> Iterator[McpAccessEndpoint]:
         """Where the servers are reached."""
         for _, answer in self._list(f"{_MCP}/endpoints", "mcp_access_endpoints", "id", params={"max_results": _PAGE}):
-            yield record(McpAccessEndpoint, answer, **_times(answer))
+            yield record(McpAccessEndpoint, answer, **registered(answer))
 
 
 def _weight(shown: float | None) -> str | UnsetType:
@@ -238,14 +238,6 @@ def _fallback(endpoint: Answer) -> Answer | None:
         "max_attempts": config.get("max_attempts"),
         "model_definition_ids": [one["model_definition_id"] for one in behind],
     }
-
-
-def _pairs(answer: Answer) -> list[Answer]:
-    return [{"key": key, "value": value} for key, value in (answer.get("tags") or {}).items()]
-
-
-def _times(answer: Answer) -> Answer:
-    return {name: answer.get(shown) for name, shown in _TIMES.items()}
 
 
 def _path(name: str) -> str:

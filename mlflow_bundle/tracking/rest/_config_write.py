@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Final
 
 import msgspec
@@ -105,6 +106,10 @@ class Road:
 
     def settle(self, wanted: Any, result: EntityResult) -> None:
         """Do what follows once the entity is at the target as it should be."""
+
+    def line(self, record: Any) -> Hashable:
+        """Entities of one line are made one after the other, in the order in which they are given."""
+        return record_id(record)
 
     def make(self, endpoint: str, body: Mapping[str, Any], wanted: Any, *, api: str = API) -> Any:
         """Send the request that makes the entity, once: where its answer is lost, the target is searched for the entity.
@@ -229,23 +234,28 @@ class ConfigWriter:
         for job in jobs:
             if job.open and job.found is None and (why := road.refusal(job.record, ids)):
                 self._leave_out(job, why, CANNOT_HOLD)
-        self._each(jobs, lambda job: self._send(road, job))
+        self._each(road, jobs, lambda job: self._send(road, job))
         self._find(road, jobs)
-        self._each(jobs, lambda job: self._check(road, job))
+        self._each(road, jobs, lambda job: self._check(road, job))
         for job in jobs:
             if job.result.target_id is not None and job.result.action != "failed":
                 ids.add(road.kind, job.result.source_id, job.result.target_id)
-        self._each(jobs, lambda job: road.settle(job.wanted, job.result))
+        self._each(road, jobs, lambda job: road.settle(job.wanted, job.result))
         return [job.result for job in jobs]
 
-    def _each(self, jobs: Sequence[_Job], step: Callable[[_Job], None]) -> None:
-        """Do a step of every open job with the threads; a failure closes its job."""
+    def _each(self, road: Road, jobs: Sequence[_Job], step: Callable[[_Job], None]) -> None:
+        """Do a step of every open job with the threads, those of a line by one of them; a failure closes its job."""
+        lines: dict[Hashable, list[_Job]] = defaultdict(list)
+        for job in jobs:
+            if job.open:
+                lines[road.line(job.record)].append(job)
 
-        def one(job: _Job) -> None:
-            self._server.guard(job.result, lambda: step(job))
-            job.open = job.open and job.result.action not in ("failed", "left out")
+        def one(line: Sequence[_Job]) -> None:
+            for job in line:
+                self._server.guard(job.result, partial(step, job))
+                job.open = job.open and job.result.action not in ("failed", "left out")
 
-        for _ in bounded_map(self._server.executor, one, [job for job in jobs if job.open], self._server.window):
+        for _ in bounded_map(self._server.executor, one, lines.values(), self._server.window):
             pass
 
     def _prepare(self, road: Road, job: _Job, ids: IdMap) -> None:

@@ -56,6 +56,7 @@ _NEVER: Final[Mapping[str, tuple[str, ...]]] = {
     "label_schema": ("in_deleted_experiments", "unused_and_never_listed"),
     "review_queue": ("in_deleted_experiments",),
     "webhook": ("deleted_timestamp",),
+    "skill_version": ("deleted_ones",),
 }
 
 
@@ -346,7 +347,8 @@ class _Evaluation:
             params = {"max_results": _PAGE}
             for issue in listed(workspace.client, f"{API3}issues/search", "issues", params, by=("issue_id",), post=True):
                 texts = {name: json_text(issue.get(name)) for name in ("root_causes", "categories")}
-                yield record(Issue, issue, **texts)
+                metadata = issue.get("metadata")
+                yield record(Issue, issue, **texts, metadata=json_text(metadata and dict(sorted(metadata.items()))))
 
     # -- experiments --
 

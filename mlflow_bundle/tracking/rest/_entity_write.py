@@ -22,6 +22,7 @@ from mlflow_bundle.tracking.rest._mcp_write import McpAccessRoad, McpServerRoad,
 from mlflow_bundle.tracking.rest._registry_write import RegistryWriter
 from mlflow_bundle.tracking.rest._releases import holdable, lacking, no_place, without
 from mlflow_bundle.tracking.rest._road import Server
+from mlflow_bundle.tracking.rest._skills_write import SkillRoad, SkillVersionRoad
 from mlflow_bundle.tracking.rest._traces_write import TraceWriter
 
 __all__ = ["EntityWriter"]
@@ -57,14 +58,16 @@ class EntityWriter:
             "review_queue": _Road(evaluation.restore_queues, evaluation.cannot_hold),
             "issue": _Road(evaluation.restore_issues, evaluation.cannot_hold),
         }
-        secrets, self._mcp = SecretRoad(server), McpServerRoad(server)
+        secrets, self._mcp, self._skills = SecretRoad(server), McpServerRoad(server), SkillRoad(server)
         definitions = DefinitionRoad(server, secrets)
         self._endpoints = EndpointRoad(server, definitions)
         gateway: list[Road] = [secrets, definitions, self._endpoints, BudgetRoad(server), GuardrailRoad(server)]
         registry_of_mcp: list[Road] = [self._mcp, McpVersionRoad(server, self._mcp), McpAccessRoad(server, self._mcp)]
         writer = ConfigWriter(server)
-        for road in (WebhookRoad(server), *gateway, *registry_of_mcp):
+        for road in (WebhookRoad(server), *gateway, *registry_of_mcp, self._skills):
             self._roads[road.kind] = _Road(partial(writer.restore, road), partial(writer.cannot_hold, road))
+        versions = SkillVersionRoad(server, self._skills, self._features)
+        self._roads[versions.kind] = _Road(partial(versions.restore, writer), partial(writer.cannot_hold, versions))
         judges = JudgeWriter(evaluation.restore_scorers, evaluation.cannot_hold, self._endpoints, writer)
         self._roads["scorer"] = _Road(judges.restore, judges.cannot_hold)
 
@@ -119,7 +122,8 @@ class EntityWriter:
         """Bind endpoints of the gateway to what uses them, mark what is complete now, and post the assessments that the
         deletion of runs and experiments would have taken away. Tell what came to nothing of models and datasets."""
         told = [*self._registry.finish(), *self._evaluation.finish()]
-        return [*told, *self._endpoints.bind(), *self._mcp.finish(), *self._traces.after_deletions()]
+        registries = [*self._mcp.finish(), *self._skills.finish()]
+        return [*told, *self._endpoints.bind(), *registries, *self._traces.after_deletions()]
 
 
 def _cannot_hold(kind: str, record: Record, reason: str) -> Problem:

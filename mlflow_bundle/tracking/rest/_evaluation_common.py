@@ -8,10 +8,11 @@ from typing import Any, Final
 from mlflow_bundle.tracking._port import DIFFERS, EntityResult, IdMap
 from mlflow_bundle.tracking.rest._road import not_restored
 
-__all__ = ["API3", "NO_IDS", "NO_USERS", "canonical", "expect", "loaded", "restored_experiment"]
+__all__ = ["API3", "NO_IDS", "NO_TIMES", "NO_USERS", "canonical", "expect", "loaded", "restored_experiment"]
 
 API3: Final = "/api/3.0/mlflow/"
 NO_IDS: Final = "a server gives new ids and times to {}; the archive keeps the old ones"
+NO_TIMES: Final = "a server gives new times to {}; the archive keeps the old ones"
 NO_USERS: Final = "a server is not told who made {}; the archive knows"
 
 

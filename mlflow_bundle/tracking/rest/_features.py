@@ -31,7 +31,7 @@ _NEWEST: Final[Release] = (99, 0)
 #: Traces by version 3 of the API, which keeps their ids. Servers from 2.14 on know version 2.
 TRACES_3: Final = "trace by version 3"
 #: The newest release whose answers this version was written for.
-KNOWN: Final[Release] = (3, 17)
+KNOWN: Final[Release] = (3, 18)
 #: The first release of each kind, from which on its endpoints are missing only where something before the server hides them.
 _SINCE: Final[Mapping[str, Release]] = {
     "registered_model": (1, 30),
@@ -47,6 +47,7 @@ _SINCE: Final[Mapping[str, Release]] = {
     "label_schema": (3, 14),
     "review_queue": (3, 14),
     "mcp_server": (3, 15),
+    "skill": (3, 18),
 }
 _WORKSPACES_SINCE: Final[Release] = (3, 10)
 
@@ -85,6 +86,7 @@ _PROBES: Final = (
     _Probe(("budget_policy",), f"{API3}gateway/budgets/list", _ONE),
     _Probe(("guardrail",), f"{API3}gateway/guardrails/list", _ONE),
     _Probe(("mcp_server", "mcp_server_version", "mcp_access_endpoint"), f"{API3}mcp-servers", _ONE),
+    _Probe(("skill", "skill_version"), f"{API3}skills", _ONE),
 )
 
 
@@ -95,6 +97,8 @@ class ServerInfo(msgspec.Struct):
     store_type: str | None = None
     workspaces_enabled: bool | None = None
     features_enabled: dict[str, bool] = {}
+    #: Servers say it since 3.18.
+    artifact_serving_enabled: bool | None = None
 
 
 class _Named(msgspec.Struct):

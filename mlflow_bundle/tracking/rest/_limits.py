@@ -22,10 +22,12 @@ _LENGTHS: Final = (
     ((3, 16), 6_000, 8_000, 20_000),
 )
 _COLON_SINCE: Final = (2, 16)
+#: From here on no key ends with a line feed, and no experiment has a blank name.
+_STRICT_SINCE: Final = (3, 18)
 #: Where a server does not tell its release it is an old one.
 _OLDEST: Final = (1, 30)
-_NAME: Final = re.compile(r"[/\w.\- ]*\n?")
-_NAME_WITH_COLON: Final = re.compile(r"[/\w.\- :]*\n?")
+_NAME: Final = re.compile(r"[/\w.\- ]*")
+_NAME_WITH_COLON: Final = re.compile(r"[/\w.\- :]*")
 _KEY_CHARS: Final = 250
 _EXPERIMENT_NAME_CHARS: Final = 500
 RUN_NAME_CHARS: Final = 250
@@ -50,6 +52,7 @@ class Limits:
     """The limits of one release. Every check returns why something cannot be held, or None."""
 
     colon: bool
+    strict: bool
     param_chars: int
     tag_chars: int
     experiment_tag_chars: int
@@ -60,13 +63,13 @@ class Limits:
         match = re.match(r"(\d+)\.(\d+)", version)
         release = (int(match[1]), int(match[2])) if match else _OLDEST
         _, param, tag, experiment_tag = max(row for row in _LENGTHS if row[0] <= max(release, _LENGTHS[0][0]))
-        return cls(release >= _COLON_SINCE, param, tag, experiment_tag)
+        return cls(release >= _COLON_SINCE, release >= _STRICT_SINCE, param, tag, experiment_tag)
 
     def key(self, key: str) -> str | None:
         """Why the server would refuse the key of a metric, param or tag, or None."""
         if len(key) > _KEY_CHARS:
             return f"the key has {len(key)} characters, the server takes {_KEY_CHARS}"
-        if not (_NAME_WITH_COLON if self.colon else _NAME).fullmatch(key):
+        if not (_NAME_WITH_COLON if self.colon else _NAME).fullmatch(key if self.strict else key.removesuffix("\n")):
             colon = ", colons" if self.colon else ""
             return f"the server takes letters, digits, spaces, underscores, dashes, periods{colon} and slashes in a key only"
         normal = posixpath.normpath(key)
@@ -109,6 +112,8 @@ class Limits:
     def experiment_problems(self, experiment: Experiment) -> list[Problem]:
         """What of this experiment the server would refuse."""
         reasons = [_reason("the name", _too_long("name", experiment.name, _EXPERIMENT_NAME_CHARS))]
+        if self.strict and not experiment.name.strip():
+            reasons.append("the name is blank, which the server refuses")
         reasons += [_reason(f"the tag {tag.key!r}", self.experiment_tag(tag)) for tag in experiment.tags]
         there = experiment.experiment_id
         return [

@@ -15,7 +15,7 @@ from mlflow_bundle.errors import ServerError
 from mlflow_bundle.kinds import order_key
 from mlflow_bundle.tracking._rest import Params, RestClient
 
-__all__ = ["Answer", "decimal", "in_batches", "json_text", "listed", "pages", "record", "single", "steady"]
+__all__ = ["Answer", "decimal", "in_batches", "json_text", "listed", "pages", "record", "registered", "single", "steady"]
 
 Answer = dict[str, Any]
 Some = TypeVar("Some", bound=Record)
@@ -24,6 +24,8 @@ Item = TypeVar("Item")
 _BATCH: Final = 1_000
 #: How often at most a list of several pages is read.
 _READINGS: Final = 5
+#: How the registries of MCP servers and of skills call their times.
+_TIMES: Final = {"created_at": "creation_timestamp", "last_updated_at": "last_updated_timestamp"}
 
 
 def pages(
@@ -120,6 +122,12 @@ def record(kind: type[Some], answer: Mapping[str, Any], /, **more: Any) -> Some:
         return msgspec.convert(fields, kind, strict=False)
     except (msgspec.ValidationError, KeyError) as error:
         raise ServerError(f"the MLflow server answered with an unknown form of {kind.__name__}: {error}") from error
+
+
+def registered(answer: Answer) -> Answer:
+    """What the registries of MCP servers and of skills say in another form: tags and times."""
+    tags = [{"key": key, "value": value} for key, value in (answer.get("tags") or {}).items()]
+    return {"tags": tags, **{name: answer.get(shown) for name, shown in _TIMES.items()}}
 
 
 def json_text(value: Any) -> str | UnsetType:

@@ -12,7 +12,7 @@ from mlflow_bundle.errors import AuthError, ServerError
 from mlflow_bundle.tracking._port import ArtifactStore
 from mlflow_bundle.tracking._rest import API, RefusedError, RestClient
 
-__all__ = ["create_once", "delete_once", "send_file"]
+__all__ = ["create_once", "delete_once", "once", "send_file"]
 
 #: Waits in seconds before a look whether a request whose answer was lost has done its work, and another try.
 _WAITS: Final = (1, 4, 15)
@@ -36,9 +36,14 @@ def create_once(
         AuthError, RefusedError: the server refuses it.
         ServerError: no answer after several tries; whatever ``find`` raises.
     """
+    return once(lambda: client.post_json(api + endpoint, body, answer=answer, retry=False), find)
+
+
+def once(send: Callable[[], Any], find: Callable[[], Any | None]) -> Any:
+    """Send something that is created by it exactly once, as ``create_once`` does: ``send`` tries it a single time."""
     for wait in (*_WAITS, None):
         try:
-            return client.post_json(api + endpoint, body, answer=answer, retry=False)
+            return send()
         except (AuthError, RefusedError):
             raise
         except ServerError:

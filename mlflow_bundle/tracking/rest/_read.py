@@ -15,7 +15,7 @@ import pyarrow as pa
 from msgspec import UNSET
 
 from mlflow_bundle._parallel import bounded_map
-from mlflow_bundle.entities import LoggedModel, ModelVersion, Trace
+from mlflow_bundle.entities import LoggedModel, ModelVersion, SkillVersion, Trace
 from mlflow_bundle.errors import NotFoundError, ServerError, StorageError, UsageError
 from mlflow_bundle.kinds import PARENT_TAG
 from mlflow_bundle.records import Experiment, Problem, Record, Run, Source, order_key, record_id
@@ -172,11 +172,11 @@ class RestSource:
         return self._histories.tables(run_ids, keys)
 
     def artifacts(self, record: Record) -> ArtifactStore:
-        """The files of a run, logged model, trace or model version, through the server or where its location points."""
+        """The files of a run, logged model, trace or version, through the server or where its location points."""
         client = self._client
         if isinstance(record, Trace):
             return self._entities.trace_files(record)
-        if isinstance(record, ModelVersion):
+        if isinstance(record, ModelVersion | SkillVersion):
             location = own_location(record)
             if location is None:
                 return NoArtifacts()
@@ -353,7 +353,7 @@ def _search_of(ids: Sequence[str], query: RunQuery, since: int | None) -> Search
     return SearchRuns(ids, filter=" AND ".join(text for text in filters if text), run_view_type=_VIEWS[query.lifecycle])
 
 
-def _must_be_here(location: str, version: ModelVersion) -> None:
+def _must_be_here(location: str, version: ModelVersion | SkillVersion) -> None:
     """A server does not list the files of a version: a folder has to be on this machine too.
 
     Raises:

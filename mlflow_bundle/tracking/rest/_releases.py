@@ -34,6 +34,7 @@ FIELDS_SINCE: Final[Mapping[str, Mapping[str, Release]]] = {
     },
     "dataset_record": {"outputs": (3, 5)},
     "scorer": {"online": (3, 9)},
+    "issue": {"metadata": (3, 18), "last_seen_timestamp": (3, 18), "last_updated_by": (3, 18)},
 }
 PROMPTS_SINCE: Final[Release] = (2, 21)
 _LOGGED_MODEL: Final = "logged_model"
@@ -67,7 +68,8 @@ def lacking(record: Record, offered: Collection[str], release: Release) -> list[
     for field, since in _missing(record, release).items():
         if getattr(record, field) not in (_default(record, field), *_NOTHING):
             known = ".".join(map(str, since))
-            found.append(f"its {field.replace('_', ' ')} are left out: the server knows none (releases before {known})")
+            name = f"{field.replace('_', ' ')} {'are' if field.endswith('s') else 'is'}"
+            found.append(f"its {name} left out: the server knows none (releases before {known})")
     if isinstance(record, ModelVersion) and _LOGGED_MODEL not in offered and own_location(record) is not None:
         found.append("its files are left out: they are in no run, and the server has no logged models to hold them")
     return found

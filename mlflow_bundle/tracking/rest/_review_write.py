@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import Lock
 from typing import Any, Final, cast
@@ -10,11 +11,13 @@ from msgspec import UnsetType
 
 from mlflow_bundle._parallel import bounded_map
 from mlflow_bundle.entities import Issue, LabelSchema, Record, ReviewItem, ReviewQueue
+from mlflow_bundle.kinds import record_id
 from mlflow_bundle.tracking._port import EntityResult, IdMap, OpenBlob, PlannedEntity, RestoreOptions
 from mlflow_bundle.tracking._rest import RefusedError
 from mlflow_bundle.tracking.rest._answers import chunks
-from mlflow_bundle.tracking.rest._evaluation_common import API3, NO_IDS, NO_USERS, expect, loaded, restored_experiment
+from mlflow_bundle.tracking.rest._evaluation_common import API3, NO_IDS, NO_TIMES, NO_USERS, expect, loaded, restored_experiment
 from mlflow_bundle.tracking.rest._once import create_once
+from mlflow_bundle.tracking.rest._releases import release_of
 from mlflow_bundle.tracking.rest._road import Server, paged
 
 __all__ = ["ReviewWriter"]
@@ -22,13 +25,20 @@ __all__ = ["ReviewWriter"]
 _ITEMS: Final = 100
 _PAGE: Final = 1_000
 _PENDING: Final = "PENDING"
+#: What tells issues apart whose ids say nothing.
+_TELLING: Final = ("name", "description", "source_run_id")
+_EXISTS: Final = "RESOURCE_ALREADY_EXISTS"
+#: From this release on an issue may be made with an id of this form.
+_KEPT_SINCE: Final = (3, 18)
+_TAKEN_ID: Final = re.compile(r"iss-[A-Za-z0-9_-]{1,32}")
 
 Answer = dict[str, Any]
 
 
 class ReviewWriter:
     """Restores what reviewers work with. Schemas and queues are found again by their names; issues, whose names are not unique,
-    by name, description and run, each archived one by another one of the target."""
+    by their ids where the server has kept these, else by name, description and run, each archived one by another one of the
+    target."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -36,6 +46,8 @@ class ReviewWriter:
         self._schemas: dict[str, dict[str, Answer]] = {}
         self._queues: dict[str, dict[str, Answer]] = {}
         self._issues: dict[str, list[Answer]] = {}
+        #: The archived ids of the issues of a batch.
+        self._archived: set[str] = set()
 
     def name_taken(self, record: Record, experiment: str) -> str | None:
         """Why an experiment cannot have this schema or queue: it has one of this name and of another type."""
@@ -230,6 +242,7 @@ class ReviewWriter:
     ) -> list[EntityResult]:
         """Create each issue for which its experiment does not have one with this name and description, and read them back."""
         self._ask(self._issues, self._issues_in, planned, ids)
+        self._archived = {record_id(plan.record) for plan in planned}
         bodies: dict[str, dict[str, Any]] = {}
 
         def one(plan: PlannedEntity, result: EntityResult) -> None:
@@ -238,12 +251,14 @@ class ReviewWriter:
             if experiment is None:
                 return
             body = bodies[result.source_id] = _issue_body(issue, experiment, ids)
-            found = self._claim(experiment, body)
+            found = self._claim(experiment, issue.issue_id, body)
             result.action = "restored" if found is None else "there"
             if found is None:
-                found = self._create_issue(experiment, body)
-                result.notes.append(NO_IDS.format("issues"))
-            elif any((found.get(name) or None) != (wanted or None) for name, wanted in body.items()):
+                found = self._create_issue(experiment, issue.issue_id, body)
+                kept = found["issue_id"] == issue.issue_id
+                result.notes.append((NO_TIMES if kept else NO_IDS).format("issues"))
+                self._name_changer(issue, str(found["issue_id"]), body)
+            elif any(_differs(found, name, wanted) for name, wanted in (body | _changer(issue, body)).items()):
                 result.keeps("issues that differ at the target keep what they have there")
             result.target_id = str(found["issue_id"])
             ids.add("issue", issue.issue_id, result.target_id)
@@ -254,7 +269,7 @@ class ReviewWriter:
         found = {issue["issue_id"]: issue for experiment in experiments for issue in self._issues_in(experiment)}
         for result in made:
             for name, wanted in bodies[result.source_id].items():
-                expect(result, name, wanted or None, found.get(str(result.target_id), {}).get(name) or None)
+                expect(result, name, wanted or None, _told_of(found.get(str(result.target_id), {}), name, wanted))
         return results
 
     def _issues_in(self, experiment: str) -> list[Answer]:
@@ -266,20 +281,39 @@ class ReviewWriter:
 
         return sorted(paged(ask, "issues"), key=lambda issue: int(issue.get("created_timestamp") or 0))
 
-    def _claim(self, experiment: str, body: Mapping[str, Any]) -> Answer | None:
-        """Take an issue that is like this one, which no other takes then."""
+    def _claim(self, experiment: str, archived: str, body: Mapping[str, Any]) -> Answer | None:
+        """Take an issue that is this one, or else is like it and no other archived one; no other takes it then."""
         with self._lock:
             there = self._issues[experiment]
-            same = next((issue for issue in there if _same_issue(issue, body)), None)
-            if same is not None:
-                there.remove(same)
-            return same
+            same = [issue for issue in there if issue["issue_id"] == archived]
+            alike = [issue for issue in there if _same_issue(issue, body) and issue["issue_id"] not in self._archived]
+            found = next(iter(same + alike), None)
+            if found is not None:
+                there.remove(found)
+            return found
 
-    def _create_issue(self, experiment: str, body: dict[str, Any]) -> Answer:
+    def _create_issue(self, experiment: str, archived: str, body: dict[str, Any]) -> Answer:
+        """Make an issue, with its id where the server takes one and nobody has it."""
+        if release_of(self._server.client.version()) >= _KEPT_SINCE and _TAKEN_ID.fullmatch(archived):
+            try:
+                return self._create_once(experiment, {**body, "issue_id": archived})
+            except RefusedError as error:
+                if error.error_code != _EXISTS:
+                    raise
+        return self._create_once(experiment, body)
+
+    def _name_changer(self, issue: Issue, target: str, body: dict[str, Any]) -> None:
+        """Tell the server who changed the issue last, which is another one than who made it."""
+        if changer := _changer(issue, body):
+            self._server.post(f"issues/{target}", {"issue_id": target, **changer}, method="PATCH", api=API3)
+            body |= changer
+
+    def _create_once(self, experiment: str, body: dict[str, Any]) -> Answer:
         def find() -> Answer | None:
             with self._lock:
                 known = {issue["issue_id"] for issue in self._issues[experiment]}
-            like = [issue for issue in self._issues_in(experiment) if _same_issue(issue, body)]
+            by = ("issue_id",) if "issue_id" in body else _TELLING
+            like = [issue for issue in self._issues_in(experiment) if _same_issue(issue, body, by)]
             new = [issue for issue in like if issue["issue_id"] not in known]
             return {"issue": new[-1]} if new else None
 
@@ -375,13 +409,31 @@ def _issue_body(issue: Issue, experiment: str, ids: IdMap) -> dict[str, Any]:
     for name in ("status", "severity", "created_by"):
         if getattr(issue, name):
             body[name] = getattr(issue, name)
-    for name in ("root_causes", "categories"):
+    for name in ("root_causes", "categories", "metadata"):
         if isinstance(getattr(issue, name), str):
             body[name] = loaded(getattr(issue, name))
+    if isinstance(issue.last_seen_timestamp, int):
+        body["last_seen_timestamp"] = issue.last_seen_timestamp
     if issue.source_run_id:
         body["source_run_id"] = ids.new("run", issue.source_run_id)
     return body
 
 
-def _same_issue(found: Mapping[str, Any], body: Mapping[str, Any]) -> bool:
-    return all((found.get(name) or None) == (body.get(name) or None) for name in ("name", "description", "source_run_id"))
+def _changer(issue: Issue, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Who changed an issue last, where that is not who made it and the server has a place for it."""
+    changer = issue.last_updated_by
+    return {"last_updated_by": changer} if changer and changer != body.get("created_by") else {}
+
+
+def _told_of(found: Mapping[str, Any], name: str, wanted: Any) -> Any:
+    """A member of an issue in an answer, where large numbers are texts."""
+    value = found.get(name) or None
+    return int(value) if isinstance(wanted, int) and isinstance(value, str) else value
+
+
+def _differs(found: Mapping[str, Any], name: str, wanted: Any) -> bool:
+    return bool(_told_of(found, name, wanted) != (wanted or None))
+
+
+def _same_issue(found: Mapping[str, Any], body: Mapping[str, Any], by: Sequence[str] = _TELLING) -> bool:
+    return all((found.get(name) or None) == (body.get(name) or None) for name in by)

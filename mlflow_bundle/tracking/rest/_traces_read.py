@@ -176,10 +176,6 @@ class TraceReader:
         """Whether the server knows traces by version 2 of the API only."""
         return TRACES_3 not in self._server.features.offered
 
-    def any(self) -> bool:
-        """Whether there is a trace."""
-        return any(self._with_traces(workspace) for workspace in self._server.workspaces)
-
     def notes(self) -> list[str]:
         """What seems to be missing of traces that were given out."""
         if not self._fewer:
