@@ -19,12 +19,13 @@ from msgspec import UNSET
 
 from mlflow_bundle._bundle import Bundle
 from mlflow_bundle._codec import encode, logical_digest
+from mlflow_bundle._common import Common
 from mlflow_bundle._differences import PRESENT, differing_leaves
 from mlflow_bundle._html import Shown
 from mlflow_bundle._reader import FILES
 from mlflow_bundle._table_specs import TABLES
 from mlflow_bundle.kinds import KINDS, record_id
-from mlflow_bundle.records import Record
+from mlflow_bundle.records import Problem, Record
 
 __all__ = ["Change", "Detail", "Diff", "Side", "diff"]
 
@@ -74,16 +75,20 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class Diff(Shown, msgspec.Struct, frozen=True):
-    """What a comparison found: all changes, by kind in archive order."""
+    """What a comparison found: all changes, by kind in archive order. ``problems``: what of a live side could not be read,
+    and so could not be compared. ``not_compared``: the kinds and members that only one of the two sources offers."""
 
     before: Side
     after: Side
     changes: tuple[Change, ...]
+    problems: tuple[Problem, ...] = ()
+    not_compared: tuple[str, ...] = ()
 
     @property
     def equal(self) -> bool:
-        """Whether both sides say the same: their logical roots are equal."""
-        return self.before.logical_root == self.after.logical_root
+        """Whether both sides say the same: their logical roots are equal, or nothing differs that both sources can say."""
+        same = self.before.logical_root == self.after.logical_root
+        return same or (bool(self.not_compared) and not self.changes)
 
     @property
     def counts(self) -> Mapping[str, Mapping[str, int]]:
@@ -95,7 +100,8 @@ class Diff(Shown, msgspec.Struct, frozen=True):
 
 
 def diff(before: Bundle, after: Bundle) -> Diff:
-    """Compare two opened snapshots, of one bundle or of two. Where files lie (the locations of 4.1) is no difference.
+    """Compare two opened snapshots, of one bundle or of two. Where files lie (the locations of 4.1) is no difference, nor is
+    what only one of their sources offers, such as the members of runs that servers do not tell.
 
     Memory grows with the number of entities and of changes, not with points or bytes. What has one logical root in both is
     not read: that every object is there with its size is checked, and ``verify`` proves its bytes.
@@ -110,9 +116,10 @@ def diff(before: Bundle, after: Bundle) -> Diff:
     order = {name: number for number, name in enumerate(KINDS)}
     different = [name for name in {*first, *second} if first.get(name) != second.get(name)]
     changes: list[Change] = []
-    for name in sorted(different, key=lambda kind: (order.get(kind, len(order)), kind)):
-        changes += _KindDiff(name, before, after).changes() if name in KINDS else _unknown(name, first, second)
-    return Diff(*sides, tuple(changes))
+    common = Common(before.snapshot.source, after.snapshot.source)
+    for name in sorted(filter(common.has, different), key=lambda kind: (order.get(kind, len(order)), kind)):
+        changes += _KindDiff(name, before, after, common).changes() if name in KINDS else _unknown(name, first, second)
+    return Diff(*sides, tuple(changes), not_compared=common.hidden(different))
 
 
 def _side(bundle: Bundle) -> Side:
@@ -129,8 +136,9 @@ def _unknown(name: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> 
 class _KindDiff:
     """The differences between the entities of one kind."""
 
-    def __init__(self, name: str, before: Bundle, after: Bundle) -> None:
+    def __init__(self, name: str, before: Bundle, after: Bundle, common: Common) -> None:
         self._kind = KINDS[name]
+        self._common = common
         self._bundles = (before, after)
         #: Of a kind that has views what these say of both sides, read once.
         self._views = [bundle.reader.digests(name) for bundle in self._bundles] if self._kind.tables else []
@@ -142,10 +150,11 @@ class _KindDiff:
         changed = self._really(_changed(first, second))
         wanted = (removed + changed, added + changed)
         records = [self._records(bundle, ids) for bundle, ids in zip(self._bundles, wanted, strict=True)]
-        for identity in removed:
-            yield Change(self._kind.name, identity, "removed", _name(records[0][identity]))
-        for identity in added:
-            yield Change(self._kind.name, identity, "added", _name(records[1][identity]))
+        alone: tuple[tuple[What, list[str]], ...] = (("removed", removed), ("added", added))
+        for (what, ids), found in zip(alone, records, strict=True):
+            for identity in ids:
+                if self._common.shows(found[identity]):
+                    yield Change(self._kind.name, identity, what, _name(found[identity]))
         rows = self._rows(changed)
         for identity in changed:
             one, other = records[0][identity], records[1][identity]
@@ -153,18 +162,18 @@ class _KindDiff:
             yield Change(self._kind.name, identity, "changed", _name(other), details or (Detail("order of items", None, None),))
 
     def _really(self, candidates: list[str]) -> list[str]:
-        """Those of the candidates that differ in more than where their files lie."""
-        if not self._kind.locations or not self._kind.tables:
-            return candidates  # these digests leave locations out already
+        """Those of the candidates that differ in more than where their files lie, and what only one source offers."""
+        if not self._kind.tables or not (self._kind.locations or self._common.hides(self._kind.name)):
+            return candidates  # these digests leave that out already
         wanted = set(candidates)
-        first, second = (_logical(bundle, self._kind.name, wanted) for bundle in self._bundles)
+        first, second = (_logical(bundle, self._kind.name, wanted, self._common) for bundle in self._bundles)
         by_rows = set(_changed(*self._digests(*self._kind.tables)))
         return [identity for identity in candidates if identity in by_rows or first[identity] != second[identity]]
 
     def _digests(self, *names: str) -> list[pa.Table]:
         """``id, digest`` of each entity of both sides: equal digests mean that nothing differs in these columns of a view."""
         if not self._views:
-            return [_record_digests(bundle, self._kind.name) for bundle in self._bundles]
+            return [_record_digests(bundle, self._kind.name, self._common) for bundle in self._bundles]
         joined = [pc.binary_join_element_wise(*map(view.column, names), "") for view in self._views]
         return [pa.table({"id": view.column("id"), "digest": one}) for view, one in zip(self._views, joined, strict=True)]
 
@@ -176,7 +185,7 @@ class _KindDiff:
         return {identity: record for identity, record in found if identity in wanted}
 
     def _members(self, one: Record, other: Record) -> Iterator[Detail]:
-        for label, before, after in differing_leaves(one, other):
+        for label, before, after in differing_leaves(self._common.of(one), self._common.of(other)):
             if label not in self._kind.locations:
                 yield Detail(label, _text(before), _text(after))
 
@@ -278,16 +287,16 @@ def _shown(table: str, rows: pa.Table) -> str:
     return f"{count:,} point{'s' * (count != 1)}, last {last!r} at step {rows.column('step')[count - 1].as_py():,}"
 
 
-def _record_digests(bundle: Bundle, kind: str) -> pa.Table:
+def _record_digests(bundle: Bundle, kind: str, common: Common) -> pa.Table:
     """``id, digest`` of each entity of a kind that has no views."""
-    found = {record_id(one): logical_digest(encode(one), kind).hex() for one in bundle.records(kind)}
+    found = {record_id(one): logical_digest(encode(common.of(one)), kind).hex() for one in bundle.records(kind)}
     return pa.table({"id": pa.array(found, pa.string()), "digest": pa.array(found.values(), pa.string())})
 
 
-def _logical(bundle: Bundle, kind: str, wanted: set[str]) -> dict[str, bytes]:
+def _logical(bundle: Bundle, kind: str, wanted: set[str], common: Common) -> dict[str, bytes]:
     """The logical digest of the records with these ids."""
     records = bundle.records(kind) if wanted else ()
-    return {identity: logical_digest(encode(one), kind) for one in records if (identity := record_id(one)) in wanted}
+    return {identity: logical_digest(encode(common.of(one)), kind) for one in records if (identity := record_id(one)) in wanted}
 
 
 def _without(some: pa.Table, others: pa.Table) -> list[str]:

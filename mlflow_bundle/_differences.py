@@ -12,12 +12,17 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from msgspec import UNSET
 
+from mlflow_bundle.entities import GatewayBinding, PromptLink, ReviewItem, WebhookEvent
 from mlflow_bundle.records import DatasetInput, KeyValue, Record
 
 __all__ = ["PRESENT", "Leaf", "differing_leaves"]
 
 #: The value of an item that has parts: that it is there.
 PRESENT: Final = object()
+#: What one item of a list is called, where that is more than its name without an s.
+_SINGULARS: Final = {"aliases": "alias"}
+#: How many of its first members name an item, where it is not one.
+_NAMED_BY: Final = {GatewayBinding: 2, PromptLink: 2, ReviewItem: 2, WebhookEvent: 2}
 
 
 class Leaf(NamedTuple):
@@ -38,12 +43,12 @@ def differing_leaves(first: Record, second: Record) -> list[Leaf]:
     return [leaf for leaf in leaves if leaf.first != leaf.second]
 
 
-def _leaves(value: msgspec.Struct, label: str) -> Iterator[tuple[str, Any]]:
-    """Every single value in a struct with a label that is unique in it."""
-    for field in value.__struct_fields__:
+def _leaves(value: msgspec.Struct, label: str, *, after: int = 0) -> Iterator[tuple[str, Any]]:
+    """Every single value in a struct, but for its first members, with a label that is unique in it."""
+    for field in value.__struct_fields__[after:]:
         inner = getattr(value, field)
         if isinstance(inner, tuple):
-            yield from _items(inner, f"{label}{field.removesuffix('s')} ")
+            yield from _items(inner, f"{label}{_SINGULARS.get(field) or field.removesuffix('s')} ")
         elif isinstance(inner, msgspec.Struct):
             yield from _leaves(inner, f"{label}{field} ")
         elif inner is not UNSET:
@@ -61,7 +66,7 @@ def _items(items: tuple[Any, ...], label: str) -> Iterator[tuple[str, Any]]:
             yield unique, item.value
         elif isinstance(item, msgspec.Struct):
             yield unique, PRESENT
-            yield from _leaves(item, unique + ": ")
+            yield from _leaves(item, unique + ": ", after=_naming(item))
         else:
             yield unique, item
 
@@ -72,4 +77,11 @@ def _name(item: Any) -> str:
         return repr(item.key)
     if isinstance(item, DatasetInput):
         return f"{item.dataset.name!r} ({item.dataset.digest})"
-    return repr(item) if not isinstance(item, msgspec.Struct) else type(item).__name__
+    if not isinstance(item, msgspec.Struct):
+        return repr(item)
+    return " ".join(repr(getattr(item, field)) for field in item.__struct_fields__[: _naming(item)])
+
+
+def _naming(item: msgspec.Struct) -> int:
+    """How many of its first members the name of an item has, so that nothing more needs to be said of them."""
+    return 0 if isinstance(item, DatasetInput) else _NAMED_BY.get(type(item), 1)

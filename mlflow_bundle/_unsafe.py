@@ -8,20 +8,27 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-__all__ = ["collisions", "why_not_written", "why_unsafe"]
+__all__ = ["collisions", "leads_out", "why_not_written", "why_unsafe"]
 
 _RESERVED: Final = re.compile(r"(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.DOTALL)
 _DRIVE: Final = re.compile(r"[A-Za-z]:")
 _NO_NAME_ON_WINDOWS: Final = re.compile(r'[\\:*?"<>|\x00-\x1f]|[. ]$')
 
 
+def leads_out(path: str) -> str | None:
+    """Why a path is one that means another place than below a folder, or None."""
+    if why := _climbs(path):
+        return why
+    if path.startswith("\\") or ".." in path.replace("\\", "/").split("/"):
+        return "is absolute or climbs where a backslash separates paths"
+    return None
+
+
 def why_unsafe(path: str) -> str | None:
     """What is wrong with a path as such, or None."""
-    if "\0" in path:
-        return "contains NUL"
+    if why := _climbs(path):
+        return why
     for part in path.split("/"):
-        if part in ("", ".", ".."):
-            return "is absolute, climbs, or has empty parts"
         if _DRIVE.match(part):
             return "names a drive"
         if _RESERVED.fullmatch(part):
@@ -29,12 +36,18 @@ def why_unsafe(path: str) -> str | None:
     return None
 
 
+def _climbs(path: str) -> str | None:
+    if "\0" in path:
+        return "contains NUL"
+    if any(part in ("", ".", "..") for part in path.split("/")):
+        return "is absolute, climbs, or has empty parts"
+    return None
+
+
 def why_not_written(path: str, *, windows: bool = os.name == "nt") -> str | None:
     """Why no file may be written under a path from a bundle, or None. ``windows``: names that only Windows refuses count."""
-    if why := why_unsafe(path):
+    if why := why_unsafe(path) or leads_out(path):
         return why
-    if path.startswith("\\") or ".." in path.replace("\\", "/").split("/"):
-        return "is absolute or climbs where a backslash separates paths"
     if windows and any(map(_NO_NAME_ON_WINDOWS.search, path.split("/"))):
         return "is no name on Windows"
     return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mlflow_bundle._unsafe import why_not_written, why_unsafe
+from mlflow_bundle._unsafe import leads_out, why_not_written, why_unsafe
 
 CLIMBING = ["..\\evil", "a\\..\\..\\b", "\\\\host\\share", "\\evil", "a/..\\..\\b"]
 ODD = ["a.txt", "..two-dots", "...", "a b/ü", "console.txt", "auxiliary", "nullable/x", "ab:c", "what?.txt", "x\\y"]
@@ -35,3 +35,9 @@ def test_names_that_only_look_odd_are_written(path: str) -> None:
 def test_what_is_no_name_on_windows_is_refused_there(path: str) -> None:
     """A separator, a stream of a file, a wildcard, and names that Windows would change."""
     assert why_not_written(path, windows=True) == "is no name on Windows"
+
+
+def test_what_only_windows_minds_leads_nowhere() -> None:
+    """Paths of an enemy are told from names that users give to files where there is no Windows."""
+    assert all(map(leads_out, [*CLIMBING, "", "/a", "a//b", "../a", "a\0b", "CON/../a"]))
+    assert not any(map(leads_out, [*ODD, "nul", "a/COM0.txt", "C:/x", "a/c:b"]))

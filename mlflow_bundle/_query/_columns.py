@@ -27,8 +27,9 @@ _SCALARS: Final = {msgspec.inspect.IntType: "BIGINT", msgspec.inspect.BoolType: 
 _ARROW: Final = {pa.string(): "VARCHAR", pa.int32(): "INTEGER", pa.int64(): "BIGINT", pa.float64(): "DOUBLE"}
 #: Integers of records that are milliseconds since 1970.
 _TIME: Final = re.compile(r"(.*_(?:time|timestamp|at))(?:_ms)?")
-#: What a timestamp of DuckDB can be: milliseconds up to 2^53 - 1, as in records.
-_LARGEST: Final = 2**53 - 1
+#: Milliseconds that are a date in every program, those of the years 1 to 9999: users log nanoseconds where these belong.
+_FIRST: Final = -62_135_596_800_000
+_LAST: Final = 253_402_300_799_999
 
 
 class Column(NamedTuple):
@@ -133,6 +134,6 @@ def time_columns(columns: Iterable[tuple[str, str, str]]) -> list[str]:
 
 
 def timestamps(value: str, name: str) -> Sequence[str]:
-    """Milliseconds as a timestamp, null where they are beyond one, and as they are."""
-    inside = f"CASE WHEN {value} BETWEEN -{_LARGEST} AND {_LARGEST} THEN epoch_ms({value}) END"
+    """Milliseconds as a timestamp, null before the year 1 and after 9999, and as they are."""
+    inside = f"CASE WHEN {value} BETWEEN {_FIRST} AND {_LAST} THEN epoch_ms({value}) END"
     return f"{inside} AS {identifier(name)}", f"{value} AS {identifier(f'{name}_ms')}"

@@ -288,14 +288,23 @@ class RemoteStorage(Storage):
             entries = self._fs.ls(top, detail=True)
         except _ABSENT:
             return
+        web = bool(protocols_of(self._fs) & {"http", "https"})
+        unsized = []
         for info in entries:
             name = info["name"].rstrip("/")
-            if name == top:
+            if name == top or (web and "?" in name):  # a page that lists a folder links to itself in other orders
                 continue
             if info["type"] == "directory":
                 yield from self._walk(name)
+            elif info["size"] is None:
+                unsized.append(name)
             else:
                 yield name, info["size"]
+        # A page says no sizes. Files are asked for theirs at once, many at a time.
+        for name, size in zip(unsized, self._fs.sizes(unsized) if unsized else (), strict=True):
+            if size is None:
+                raise StorageError(f"the server of {self.url} does not say how large {name.removeprefix(self._prefix)} is")
+            yield name, size
 
     def _full(self, path: str) -> str:
         return self._prefix + checked_path(path)
@@ -393,7 +402,10 @@ def remote_error(error: Exception, doing: str) -> StorageError:
     if _s3_code(error) == "NoSuchBucket":
         return StorageError(f"cannot {doing}: the bucket does not exist", code="bucket-missing", hint="create the bucket")
     if names & _NO_CREDENTIALS:
-        hint = "give credentials in storage_options, the environment, or the configuration of the cloud's own tools"
+        hint = (
+            "give credentials in storage_options (--storage-option KEY=VALUE), the environment, or the configuration of the"
+            " cloud's own tools"
+        )
         return StorageError(f"cannot {doing}: there are no credentials", code="credentials", hint=hint)
     if names & _UNREACHABLE or isinstance(error, ConnectionRefusedError):
         hint = "check the endpoint, the network and the proxy settings"

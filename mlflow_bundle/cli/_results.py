@@ -103,7 +103,20 @@ def _rows(result: pa.Table) -> Iterator[list[Any]]:
 
 
 def _values(column: pa.ChunkedArray, kind: pa.DataType) -> list[Any]:
-    return [_value(value, kind) for value in column.to_pylist()]
+    try:
+        return [_value(value, kind) for value in column.to_pylist()]
+    except (OverflowError, ValueError):
+        if not pa.types.is_temporal(kind):
+            raise
+        return [_time(scalar, kind) for scalar in column]
+
+
+def _time(scalar: pa.Scalar, kind: pa.DataType) -> Any:
+    """A time that SQL made, as Arrow says it where Python has no such year."""
+    try:
+        return _value(scalar.as_py(), kind)
+    except (OverflowError, ValueError):
+        return scalar.cast(pa.string()).as_py()
 
 
 def _value(value: Any, kind: pa.DataType) -> Any:

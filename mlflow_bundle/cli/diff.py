@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Final
 
 import click
 
 from mlflow_bundle._bundle import open_bundle
 from mlflow_bundle._diff import Detail, Diff
-from mlflow_bundle.cli._options import common, options_of, pass_state, progress_option, storage_option
-from mlflow_bundle.cli._output import State, clean, fitted, plain, put, say, time_text
+from mlflow_bundle.cli._options import LINES, common, options_of, pass_state, progress_option
+from mlflow_bundle.cli._output import State, clean, fitted, plain, problem_lines, put, say, time_text
 from mlflow_bundle.cli._progress import progress
 from mlflow_bundle.errors import UsageError
 
@@ -30,7 +31,13 @@ _SIGNS: Final = {"added": "+", "removed": "-", "changed": "~"}
 @click.option("--brief", is_flag=True, help="Only which entities differ, not in what.")
 @click.option("--artifacts-destination", metavar="URL", help="Where a live server keeps what it calls mlflow-artifacts:.")
 @click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Requests at a time to a live server.")
-@storage_option
+@click.option(
+    "--storage-option",
+    metavar="KEY=VALUE",
+    type=LINES,
+    multiple=True,
+    help="Option of the file system (fsspec) that bundles among them lie on; VALUE is JSON where it reads as JSON.",
+)
 @progress_option
 @common
 @pass_state
@@ -51,7 +58,8 @@ def diff(
     Each is a bundle, or a live server, database or file store (a tracking URI), which is read within the scope of the other
     side. Without AFTER, the newest snapshot of BEFORE is compared with the one that it continues.
 
-    Ends with 0 when both say the same, and with 4 when they differ.
+    Ends with 0 when both say the same, with 4 when they differ, and with 3 when they say the same but something of a live side
+    could not be read.
     """
     from mlflow_bundle.tracking._diff import diff as compare  # noqa: PLC0415 - looking at an archive must not pay for it
 
@@ -74,7 +82,9 @@ def diff(
         state.put({"equal": found.equal, **plain(found), "counts": plain(dict(found.counts))})
     else:
         _print(found, brief=brief)
-    return 0 if found.equal else DIFFERENT
+    if not found.equal:
+        return DIFFERENT
+    return 3 if found.problems else 0
 
 
 def _predecessor(url: str, snapshot: str | None, options: Mapping[str, object] | None) -> str:
@@ -95,17 +105,22 @@ def _print(found: Diff, *, brief: bool) -> None:
         if not brief:
             for detail in change.details:
                 put(f"    {_line(detail)}")
-    for sentence in _summary(found):
+    for sentence in chain(_summary(found), problem_lines(found.problems)):
         say(sentence)
 
 
 def _line(detail: Detail) -> str:
     what = clean(detail.what)
     if detail.before is None:
-        return f"+ {what}: {_value(detail.after)}" if detail.after is not None else what
+        return f"+ {what}{_said(detail.after)}" if detail.after is not None else what
     if detail.after is None:
-        return f"- {what}: {_value(detail.before)}"
+        return f"- {what}{_said(detail.before)}"
     return f"~ {what}: {_value(detail.before)} -> {_value(detail.after)}"
+
+
+def _said(text: str | None) -> str:
+    """The value of what is on one side only; of an item that has parts these are told."""
+    return f": {_value(text)}" if text else ""
 
 
 def _value(text: str | None) -> str:
@@ -115,7 +130,9 @@ def _value(text: str | None) -> str:
 def _summary(found: Diff) -> Iterator[str]:
     for word, side in (("before", found.before), ("after", found.after)):
         yield f"{word:6} {clean(side.url)} at {time_text(side.created_at)}, logical root {side.logical_root}"
+    if found.not_compared:
+        yield f"not compared, because only one side tells it: {clean(', '.join(found.not_compared))}"
     if found.equal:
-        yield "both say the same"
+        yield "both say the same" + (", but not everything could be read" if found.problems else "")
     for kind, counts in found.counts.items():
         yield f"{clean(kind.replace('_', ' '))}: " + ", ".join(f"{count:,} {what}" for what, count in sorted(counts.items()))

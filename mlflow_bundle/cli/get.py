@@ -11,7 +11,7 @@ import click
 from fsspec.callbacks import Callback
 
 from mlflow_bundle._bundle import open_bundle
-from mlflow_bundle._unsafe import collisions, why_not_written
+from mlflow_bundle._unsafe import collisions, leads_out, why_not_written
 from mlflow_bundle.cli._appearing import appearing
 from mlflow_bundle.cli._contents import Contents
 from mlflow_bundle.cli._options import (
@@ -68,13 +68,14 @@ def get(
     PATH is EXPERIMENT/RUN/artifacts/..., as in `ls`; a run alone means all its files. A path of mlflow-bundle:// does too, such
     as models/NAME/VERSION, logged_models/ID or tables. What lies in a folder is put into DEST,
     which is made. A file is written to DEST, or into it where DEST is a folder. Paths that would leave DEST, or that collide,
-    are refused before anything is written; a file appears only when its SHA-256 is right.
+    are refused before anything is written; files with names that Windows keeps for devices, such as aux.txt, are left out and
+    named (exit code 3; `cat` prints them). A file appears only when its SHA-256 is right.
     """
     with open_bundle(bundle, snapshot=snapshot, storage_options=options_of(storage_option)) as archive:
         contents = Contents(archive, path, hint="`mlflow-bundle ls` shows the runs")
-        copies = _plan(contents, destination, force=force)
+        copies, problems = _plan(contents, destination, force=force)
         with progress(state, "copying") as callback:
-            problems = _copy(contents, copies, callback)
+            problems += _copy(contents, copies, callback)
         missing = {problem.path for problem in problems}
         written = [copy for copy in copies if copy.file.path not in missing]
         size = sum(copy.file.size for copy in written)
@@ -97,21 +98,19 @@ def get(
     return 3 if problems else 0
 
 
-def _plan(contents: Contents, destination: Path, *, force: bool) -> list[_Copy]:
-    """Where each file goes; nothing was written yet.
+def _plan(contents: Contents, destination: Path, *, force: bool) -> tuple[list[_Copy], list[Problem]]:
+    """Where each file goes, and which are left out for their names; nothing was written yet.
 
     Raises:
-        CorruptError: paths that would leave ``destination``, or collide there.
+        CorruptError: paths that would leave ``destination``, or collide there, or no file has a name to be written under.
         UsageError: files that exist.
     """
-    if contents.single:
-        ((file, name),) = contents.names
-        copies = [_Copy(file, destination / name if destination.is_dir() else destination)]
-    else:
-        copies = [_Copy(file, destination / name) for file, name in contents.names]
-    refused = ((file.path, why_not_written(file.path) or why_not_written(name)) for file, name in contents.names)
-    bad = [f"{path!r} {why}" for path, why in refused if why]
-    bad += [f"{name!r} collides with another path on many disks" for name in collisions([name for _, name in contents.names])]
+    refused = {name: why for file, name in contents.names if (why := why_not_written(file.path) or why_not_written(name))}
+    kept = [(file, name) for file, name in contents.names if name not in refused]
+    bad = [f"{file.path!r} {why}" for file, name in contents.names if (why := leads_out(file.path) or leads_out(name))]
+    bad += [f"{name!r} collides with another path on many disks" for name in collisions([name for _, name in kept])]
+    if not (kept or bad):
+        bad = [f"{name!r} {why}" for name, why in refused.items()]
     if bad:
         more = f", and {len(bad) - 1:,} more such paths" if len(bad) > 1 else ""
         raise CorruptError(
@@ -119,6 +118,8 @@ def _plan(contents: Contents, destination: Path, *, force: bool) -> list[_Copy]:
             code="hostile-path",
             hint="`mlflow-bundle cat` prints single files, whatever their names",
         )
+    into = not contents.single or destination.is_dir()
+    copies = [_Copy(file, destination / name if into else destination) for file, name in kept]
     if not contents.single:
         _stay_inside(copies, destination)
     there = [copy.target for copy in copies if copy.target.exists() or copy.target.is_symlink()]
@@ -132,7 +133,17 @@ def _plan(contents: Contents, destination: Path, *, force: bool) -> list[_Copy]:
     if there and not force:
         more = f", and {len(there) - 1:,} more" if len(there) > 1 else ""
         raise UsageError(f"{there[0]} exists{more}; nothing was written", code="exists", hint="--force overwrites")
-    return copies
+    left_out = [_problem(contents, file, "reserved-name", refused[name]) for file, name in contents.names if name in refused]
+    return copies, left_out
+
+
+def _problem(contents: Contents, file: FileEntry, code: str, why: str) -> Problem:
+    """A file that was not written."""
+    run = contents.run
+    owner = (
+        {"kind": "run", "id": run["run_id"], "experiments": (run["experiment_id"],), "runs": (run["run_id"],)} if run else {}
+    )
+    return Problem(code=code, message=f"{file.path!r} was not written: {why}", path=file.path, **owner)
 
 
 def _stay_inside(copies: Sequence[_Copy], destination: Path) -> None:
@@ -148,10 +159,6 @@ def _copy(contents: Contents, copies: Sequence[_Copy], callback: Callback) -> li
     phase = callback.branched("bytes", "")
     phase.set_size(sum(copy.file.size for copy in copies))
     problems = []
-    run = contents.run
-    owner = (
-        {"kind": "run", "id": run["run_id"], "experiments": (run["experiment_id"],), "runs": (run["run_id"],)} if run else {}
-    )
     for copy in copies:
         try:
             with contents.open(copy.file) as stream, appearing(copy.target) as out:
@@ -159,7 +166,6 @@ def _copy(contents: Contents, copies: Sequence[_Copy], callback: Callback) -> li
                     out.write(data)
                     phase.relative_update(len(data))
         except (NotFoundError, CorruptError) as error:
-            message = f"{copy.file.path!r} was not written: {error.message}"
-            problems.append(Problem(code=error.code, message=message, path=copy.file.path, **owner))
+            problems.append(_problem(contents, copy.file, error.code, error.message))
     phase.close()
     return problems

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
+from msgspec.structs import replace
 
 from mlflow_bundle._bundle import Bundle, open_bundle
 from mlflow_bundle._diff import Diff
@@ -23,6 +24,7 @@ from mlflow_bundle._redact import redact_uri
 from mlflow_bundle._storage import Storage, open_storage
 from mlflow_bundle._storage._overlay import OverlayStorage
 from mlflow_bundle.errors import UsageError
+from mlflow_bundle.records import Problem
 from mlflow_bundle.tracking._connect import connect_source, is_database, is_file_store, resolve_tracking_uri
 from mlflow_bundle.tracking._pack import PackOptions, pack_into, workers_of
 from mlflow_bundle.tracking._select import Selection
@@ -51,11 +53,11 @@ def diff(
     """Compare two bundles, two snapshots of one, or either with what a tracking server, database or file store holds now.
 
     A live side is read within the scope of the other side's snapshot; two live sides are read whole. Entities are the same when
-    they have one id: ids of a copy that was restored through a server are others.
+    they have one id: ids of a copy that was restored through a server are others. What of a live side could not be read is
+    among the ``problems`` of the result.
 
     Raises:
         BundleNotFoundError, NotFoundError: there is nothing to compare.
-        IncompleteError: something of a live side could not be read.
         ServerError, StorageError: a side failed.
     """
     read = _Live(artifacts_destination, artifact_storage_options, jobs, callback)
@@ -68,7 +70,7 @@ def diff(
             found or stack.enter_context(read.opened(os.fspath(place), over=other))  # type: ignore[arg-type]
             for (place, _), found, other in zip(given, opened, reversed(opened), strict=True)
         )
-        return diff_snapshots(first, second)
+        return replace(diff_snapshots(first, second), problems=tuple(read.problems))
 
 
 def _open(stack: ExitStack, place: Place | Bundle, snapshot: str | None, options: Mapping[str, Any] | None) -> Bundle:
@@ -87,6 +89,8 @@ class _Live:
         self._options = options
         self._jobs = jobs
         self._callback = callback
+        #: What could not be read.
+        self.problems: list[Problem] = []
 
     @contextmanager
     def opened(self, place: str, *, over: Bundle | None) -> Iterator[Bundle]:
@@ -98,11 +102,12 @@ class _Live:
             artifact_storage_options=self._options,
             jobs=self._jobs,
         )
-        options = PackOptions(callback=self._callback, workers=workers_of(self._jobs))
+        options = PackOptions(allow_partial=True, callback=self._callback, workers=workers_of(self._jobs))
         with tempfile.TemporaryDirectory(prefix="mlflow-bundle-") as folder, open_storage(folder) as above:
             storage = above if over is None else OverlayStorage(over.storage, above)
             with closing(source):
                 report = pack_into(lambda: storage, source, selection, options, started=time.monotonic())
+            self.problems += report.problems
             yield _Named(storage, find_snapshot(storage, report.snapshot), place)
 
 

@@ -129,8 +129,7 @@ def test_an_experiment_is_not_copied(command: Command, archived: Archived, tmp_p
     "path",
     [
         *("../evil", "a/../../evil", "/etc/evil", "a//b", "./a", "a/.", "a/"),
-        *("C:evil", "c:\\evil", "\\\\host\\share", "..\\evil", "a\\..\\..\\b"),
-        *("nul", "a/CON.txt", "com1", "lpt1.log", "x\0y"),
+        *("\\\\host\\share", "..\\evil", "a\\..\\..\\b", "x\0y", "nul/../x"),
     ],
 )
 def test_hostile_paths(command: Command, tmp_path: Path, path: str) -> None:
@@ -142,6 +141,22 @@ def test_hostile_paths(command: Command, tmp_path: Path, path: str) -> None:
     assert json.loads(command("get", bundle, "e/r", tmp_path / "out/deep", "--json").err)["error"]["code"] == "hostile-path"
     assert [entry.name for entry in tmp_path.iterdir()] == ["b"]
     assert command("get", bundle, "e/r/artifacts/fine.txt", tmp_path / "fine").code == 0
+
+
+@pytest.mark.parametrize("path", ["nul", "a/CON.txt", "com1", "lpt1.log", "aux.txt", "C:evil", "c:\\evil", "a:1/x"])
+def test_names_of_devices(command: Command, tmp_path: Path, path: str) -> None:
+    """A name that means something else on Windows is left out and told, with 3, and the rest is written."""
+    bundle = crafted(tmp_path / "b", {"fine.txt": b"fine", path: b"con"})
+    done = command("get", bundle, "e/r", tmp_path / "out", "--json")
+    document = json.loads(done.out)
+    assert (done.code, [file["path"] for file in document["files"]]) == (3, ["fine.txt"])
+    (problem,) = document["problems"]
+    assert (problem["code"], problem["path"], problem["id"]) == ("reserved-name", path, RUN)
+    assert [(at.name, at.read_bytes()) for at in (tmp_path / "out").iterdir()] == [("fine.txt", b"fine")]
+    assert "reserved-name" in command("get", bundle, "e/r", tmp_path / "again").err
+    alone = command("get", bundle, f"e/r/artifacts/{path}", tmp_path / "alone")
+    assert (alone.code, (tmp_path / "alone").exists()) == (1, False)
+    assert "mlflow-bundle cat" in alone.err
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
+import threading
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+import mlflow_bundle as bundle
 from mlflow_bundle import _layout
 from mlflow_bundle._storage import open_storage
 from mlflow_bundle._storage._local import LocalStorage
@@ -15,6 +22,7 @@ from mlflow_bundle._storage._onefile import OneFileStorage
 from mlflow_bundle._storage._overlay import OverlayStorage
 from mlflow_bundle._storage._remote import RemoteStorage
 from mlflow_bundle.errors import BundleNotFoundError, CorruptError, StorageError, UsageError
+from tests.building import content_of, pack_content
 from tests.storage.suite import SNAPSHOT, put
 
 
@@ -150,3 +158,46 @@ def test_an_overlay_takes_no_damaged_object_for_whole(tmp_path: Path) -> None:
             put(overlay, b"the right bytes")
         assert caught.value.code == "object-damaged"
         assert above.list("") == {}
+
+
+class Ranges(SimpleHTTPRequestHandler):
+    """A web server that lists folders, as Python's does, and serves ranges, as all others do."""
+
+    def log_message(self, *_: object) -> None:
+        """Nothing is printed."""
+
+    def do_GET(self) -> None:
+        """The bytes from one place to another, where they are asked for."""
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        path = Path(self.translate_path(self.path))
+        if asked is None or not path.is_file():
+            super().do_GET()
+            return
+        data = path.read_bytes()[int(asked[1]) : int(asked[2]) + 1 if asked[2] else None]
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@contextmanager
+def http_folder(folder: Path) -> Iterator[str]:
+    """The URL of a folder that a web server of this machine shows."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Ranges, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_folder_behind_http(tmp_path: Path) -> None:
+    """Pages that list folders say no sizes: files are asked for theirs, and a sound bundle is sound there too."""
+    with open_storage(tmp_path / "b", create=True) as storage:
+        pack_content(storage, content_of(3))
+        wanted = storage.list("")
+    (tmp_path / "b" / "notes.txt").touch()
+    with http_folder(tmp_path) as url:
+        with open_storage(f"{url}/b") as served:
+            assert served.list("") == {**wanted, "notes.txt": 0}
+            assert served.list("nothing") == {}
+        report = bundle.verify(f"{url}/b", level="full")
+    assert (report.problems, [warning.code for warning in report.warnings]) == ((), ["W012"])

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import UNSET
 
-from mlflow_bundle.entities import ModelInput, ModelOutput
+from mlflow_bundle.entities import Alias, ModelInput, ModelOutput, PromptLink, RegisteredModel, Trace
 from mlflow_bundle.records import Dataset, DatasetInput, Experiment, KeyValue, Record, Run
 from mlflow_bundle.tracking._compare import record_differences
 
@@ -101,6 +101,22 @@ def test_sentences_name_what_differs() -> None:
         "param 'empty' is missing where '' was expected",
         "param 'new' is '1' where none was expected",
     ]
+
+
+def test_items_with_parts_have_names() -> None:
+    """An alias, a model and an assessment are called by what they are called, in any order, and not by their classes."""
+    first = RegisteredModel(name="m", aliases=(Alias(alias="a", version=1), Alias(alias="champion", version=1)))
+    moved = RegisteredModel(name="m", aliases=(Alias(alias="champion", version=2), Alias(alias="a", version=1)))
+    assert record_differences(first, moved) == ["alias 'champion': version is 2 where 1 was expected"]
+    none = RegisteredModel(name="m", aliases=first.aliases[:1])
+    assert record_differences(first, none)[0] == "alias 'champion' is missing"
+    link = PromptLink(name="p", version="1")
+    trace = Trace(trace_id="tr-1", experiment_id="1", prompts=(link,))
+    (sentence,) = record_differences(msgspec.structs.replace(trace, prompts=()), trace)
+    assert sentence == "prompt 'p' '1' is there and was not expected"
+    models = (ModelInput(model_id="m-1"), ModelInput(model_id="m-2"))
+    run, turned = (msgspec.structs.replace(RUN, model_inputs=some) for some in (models, models[::-1]))
+    assert record_differences(run, turned) == []
 
 
 def test_long_values_are_cut_but_their_difference_is_said() -> None:

@@ -74,6 +74,31 @@ def test_is_my_backup_current(live: str, tmp_path: Path, capsysbinary: pytest.Ca
     assert bundle.diff(place, live).equal
 
 
+@pytest.mark.slow
+def test_a_database_and_its_server_say_the_same(
+    mlflow_server: MlflowServer, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """What a server never tells is no difference, and named in one line; what it does tell is compared as ever."""
+    name = f"diff common {tmp_path.name}"
+    client, experiment, run = some_run(mlflow_server.url, tmp_path, name)
+    client.delete_run(client.create_run(experiment).info.run_id)
+    client.delete_logged_model(client.create_logged_model(experiment, name="gone").model_id)
+    place = str(tmp_path / "b")
+    bundle.pack(
+        name, place, tracking_uri=mlflow_server.backend_store_uri, artifacts_destination=mlflow_server.artifacts_destination
+    )
+    found = bundle.diff(place, mlflow_server.url)
+    assert (found.changes, found.equal) == ((), True)
+    assert found.before.logical_root != found.after.logical_root
+    assert {"run.source_type", "run.deleted_time", "logged_model.unknown_deleted_ones"} <= set(found.not_compared)
+    client.set_tag(run, "new", "tag")
+    assert command(["diff", place, mlflow_server.url]) == 4
+    out, err = capsysbinary.readouterr()
+    assert out.decode() == f"~ run {run} {client.get_run(run).info.run_name}\n    + tag 'new': tag\n"
+    assert b"not compared, because only one side tells it: " in err
+    assert bundle.diff(place, place).not_compared == ()
+
+
 def test_two_live_sides(empty_mlflow: str, tmp_path: Path) -> None:
     """A database that was restored from another one says the same."""
     some_run(empty_mlflow, tmp_path, "both")
@@ -102,6 +127,47 @@ def test_the_command_tells_it_to_people(empty_mlflow: str, tmp_path: Path, capsy
     assert capsysbinary.readouterr().out.count(b"\n") == 1
     assert command(["diff", place, place]) == 0
     assert b"both say the same" in capsysbinary.readouterr().err
+
+
+def test_aliases_are_told_by_their_names(empty_mlflow: str, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    """An alias that moved has both versions, and one that went has its name."""
+    client = MlflowClient(empty_mlflow)
+    client.create_registered_model("shop")
+    for _ in range(2):
+        client.create_model_version("shop", source=str(tmp_path))
+    for alias in ("champion", "old"):
+        client.set_registered_model_alias("shop", alias, "1")
+    place = str(tmp_path / "b")
+    bundle.pack(None, place, tracking_uri=empty_mlflow)
+    client.set_registered_model_alias("shop", "champion", "2")
+    client.delete_registered_model_alias("shop", "old")
+    assert command(["diff", place, empty_mlflow]) == 4
+    lines = capsysbinary.readouterr().out.decode().splitlines()
+    assert [line for line in lines if "alias" in line] == [
+        "    ~ alias 'champion': version: 1 -> 2",
+        "    - alias 'old'",
+        "    - alias 'old': version: 1",
+    ]
+
+
+def test_what_cannot_be_read(empty_mlflow: str, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    """A partial snapshot says the same as its source, with what could not be read of it and code 3; and 4 when they differ."""
+    client, _, run = some_run(empty_mlflow, tmp_path, "partial")
+    folder = Path(client.get_run(run).info.artifact_uri.removeprefix("file://"))
+    (folder / "loop").symlink_to("loop")
+    place = str(tmp_path / "b")
+    assert bundle.pack(None, place, tracking_uri=empty_mlflow, allow_partial=True).state == "partial"
+    found = bundle.diff(place, empty_mlflow)
+    assert (found.equal, [problem.id for problem in found.problems]) == (True, [run])
+    assert command(["diff", place, empty_mlflow]) == 3
+    err = capsysbinary.readouterr().err
+    assert b"both say the same, but not everything could be read" in err
+    assert b"loop" in err
+    assert b"--allow-partial" not in err
+    assert command(["diff", place, empty_mlflow, "--json"]) == 3
+    assert [problem["path"] for problem in json.loads(capsysbinary.readouterr().out)["problems"]] == ["loop"]
+    client.set_tag(run, "new", "tag")
+    assert command(["diff", place, empty_mlflow]) == 4
 
 
 def test_what_cannot_be_compared(empty_mlflow: str, tmp_path: Path) -> None:
