@@ -140,14 +140,15 @@ def _check_line(kind: str, identity: str, line: bytes) -> None:
     """A record that no reader would accept must not be committed."""
     if (number := large_integer(line)) is not None:
         raise LimitError(
-            f"{kind} {identity} has the number {number}, which is beyond the integers of the archive format (2^53 - 1)",
+            f"{kind} {identity} has the number {number}, which is beyond the integers of the archive format (2^53 - 1;"
+            " times are milliseconds since 1970)",
             code="number-too-large",
-            hint="times are milliseconds since 1970: correct it at the source, or leave the entity out",
+            hint="correct it at the source",
         )
     if len(line) > DEFAULT_LIMITS.line_bytes:
         raise LimitError(
             f"{kind} {identity} has {len(line):,} bytes of attributes, more than an archive holds "
             f"({DEFAULT_LIMITS.line_bytes:,})",
             code="record-too-large",
-            hint="shorten its texts at the source, or leave the entity out",
+            hint="shorten its texts at the source",
         )

@@ -1,7 +1,7 @@
 """The command ``mlflow-bundle``: data on stdout, everything else on stderr, and an exit code that says what happened.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 finished but incomplete, 4 problems or differences found, 10 no bundle there,
-130 interrupted, 141 the reader of stdout went away.
+130 interrupted (129 by SIGHUP, 143 by SIGTERM), 141 the reader of stdout went away.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class _InOrder(click.Group):
     context_settings={"auto_envvar_prefix": "MLFLOW_BUNDLE", "help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Every option can be set by an environment variable: MLFLOW_BUNDLE_PACK_JOBS is `pack --jobs`. "
     "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 finished but incomplete, 4 problems or differences found, "
-    "10 no bundle there, 130 interrupted, 141 the reader of stdout went away.",
+    "10 no bundle there, 130 interrupted (129 SIGHUP, 143 SIGTERM), 141 the reader of stdout went away.",
 )
 @click.version_option(__version__, prog_name=NAME, message="%(prog)s %(version)s")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error and what libraries log.")
@@ -96,9 +96,11 @@ def run(arguments: Sequence[str]) -> int:
             return PIPE_CLOSED
         _report(state, "stdout", f"stdout cannot be written: {error.error.strerror or error}")
         code = FAILED
-    except KeyboardInterrupt:
-        _report(state, "interrupted", "interrupted", hint=_INTERRUPTED_HINT)
-        code = INTERRUPTED
+    except KeyboardInterrupt as error:
+        # Where another signal than that of Ctrl-C did it, it says so.
+        code = int(getattr(error, "exit_code", INTERRUPTED))
+        with suppress(OSError, StdoutError):  # of a terminal that was closed
+            _report(state, "interrupted", "interrupted", hint=_INTERRUPTED_HINT)
     return code
 
 

@@ -23,11 +23,12 @@ from mlflow_bundle._packer import Packer
 from mlflow_bundle._parallel import prefetch
 from mlflow_bundle._shards import Cutter
 from mlflow_bundle._storage import Storage, open_storage
-from mlflow_bundle.errors import IncompleteError, UsageError
-from mlflow_bundle.records import KINDS, Problem, Scope, Snapshot
+from mlflow_bundle.errors import IncompleteError, LimitError, UsageError
+from mlflow_bundle.records import KINDS, Problem, Record, Scope, Snapshot
 from mlflow_bundle.tracking._connect import connect_source, resolve_tracking_uri
-from mlflow_bundle.tracking._files import Located, owner_of, pack_files
+from mlflow_bundle.tracking._files import Located, owner_of, pack_files, problem_of
 from mlflow_bundle.tracking._gather import Collected, Gathered, collect
+from mlflow_bundle.tracking._left_out import LeftOut
 from mlflow_bundle.tracking._lost_files import LostFiles
 from mlflow_bundle.tracking._port import ROW_SCHEMAS, MlflowSource
 from mlflow_bundle.tracking._select import Lifecycle, Moment, Selection
@@ -235,6 +236,7 @@ class _Work:
         self._source, self._packer, self._callback = source, packer, callback
         self._targets, self._workers = targets, workers
         self._located = Located()
+        self._left_out = LeftOut()
         self.problems: list[Problem] = []
         self.notes: list[str] = []
 
@@ -242,9 +244,9 @@ class _Work:
         """Take the records of all kinds, the runs as they come from the source; keep, on disk, where the files of these lie."""
         progress = self._callback.branched("runs", "")
         for run in found.selected.runs:
-            self._packer.add(run)
-            self._located.add(run)
-            found.gathered.run(run)
+            if self._take(run):
+                self._located.add(run)
+                found.gathered.run(run)
             progress.relative_update()
         progress.close()
         found.gathered.fetch_models(self._source)
@@ -252,8 +254,24 @@ class _Work:
             self._packer.add(experiment)
         for kind in found.gathered.kinds():
             for line, record in found.gathered.lines(kind):
-                self._packer.add(record, line)
+                self._take(record, line)
         self.notes += found.gathered.dangling(self._packer.ids)
+
+    def _take(self, record: Record, line: bytes | None = None) -> bool:
+        """Take a record, unless no archive can hold it, or what it belongs to: then that is a problem of it, and False."""
+        owner, because = owner_of(record), self._left_out.because_of(record)
+        if because is not None:
+            kind, identity = because
+            message = f"{owner.text} is left out: the {kind.replace('_', ' ')} {identity!r} that it belongs to is"
+            self.problems.append(problem_of("owner-left-out", owner, "", message))
+            return False
+        try:
+            self._packer.add(record, line)
+        except LimitError as error:
+            self._left_out.add(owner.kind, owner.id)
+            self.problems.append(problem_of(error.code, owner, "", error.message))
+            return False
+        return True
 
     def rows(self) -> None:
         """Take the metrics of logged models and the spans of traces."""
@@ -311,7 +329,8 @@ class _Work:
     def files(self, gathered: Gathered, lost: LostFiles) -> None:
         """List and store the files of all runs, logged models, model versions and traces; ``lost`` takes those without any."""
         others = (kind for kind in gathered.kinds() if _FILES in KINDS[kind].tables)
-        owners = (owner_of(record) for kind in others for record in gathered.records(kind))
+        records = (record for kind in others for record in gathered.records(kind))
+        owners = (owner_of(record) for record in records if self._left_out.because_of(record) is None)
         progress = self._callback.branched("files", "")
         with ThreadPoolExecutor(self._workers, thread_name_prefix="mlflow-bundle") as executor:
             packed = pack_files(

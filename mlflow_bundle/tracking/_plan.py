@@ -325,11 +325,10 @@ def _place(experiment: Experiment, name: str, home: str, found: TargetExperiment
 
 
 def _same(experiment: Experiment, found: TargetExperiment) -> bool:
-    """Whether an experiment at the target is this one: by its source tags, or by id and creation where those are kept."""
-    return found.source_id == experiment.experiment_id or (
-        found.creation_time is not None
-        and (found.experiment_id, found.creation_time) == (experiment.experiment_id, experiment.creation_time)
-    )
+    """Whether an experiment, found at the target by its name or as a restore, is this one: by its source tags, or by its
+    creation where that is kept. Its id may have been taken there."""
+    created = found.creation_time
+    return found.source_id == experiment.experiment_id or (created is not None and created == experiment.creation_time)
 
 
 def _deleted_at_target(placement: Placement) -> Problem:

@@ -108,7 +108,7 @@ def unpack(
         prompt=prompt,
         logged_model=logged_model,
     )
-    uri = resolve_tracking_uri(tracking_uri)
+    uri = resolve_tracking_uri(tracking_uri, target=True)
     with open_bundle(bundle, snapshot=snapshot, storage_options=storage_options, limits=limits) as opened:
         archive, damage = salvaged(opened) if allow_partial else (opened, ())
         if not allow_partial:

@@ -14,7 +14,7 @@ from mlflow.entities.trace_state import TraceState
 from mlflow.tracking._tracking_service.utils import _get_store
 
 import mlflow_bundle as bundle
-from mlflow_bundle.errors import ServerError
+from mlflow_bundle.errors import CannotHoldError, ServerError
 from mlflow_bundle.tracking.database import _write
 from mlflow_bundle.tracking.database._write import DatabaseTarget
 
@@ -91,6 +91,46 @@ def test_rows_and_members_that_a_newer_snapshot_lacks(empty_mlflow: str, target:
     assert "keeps its spans" in told
     assert "keeps its request_preview" in told
     assert execute(target, "SELECT request_preview FROM trace_info") == [("asked",)]
+
+
+@pytest.mark.parametrize("name", ["old", "older"])
+def test_a_deleted_experiment_that_got_another_id_is_found_again(
+    empty_mlflow: str, target: str, tmp_path: Path, name: str
+) -> None:
+    """A second unpack takes it for what the first one made, under either name; a deleted one of somebody else it refuses."""
+    client = MlflowClient(empty_mlflow)
+    old = client.create_experiment("old")
+    client.create_run(old)
+    client.delete_experiment(old)
+    bundle.pack(bundle=tmp_path / "bundle", tracking_uri=empty_mlflow)
+    there = MlflowClient(target)
+    taken = there.create_experiment("mine")
+    rename = {"old": name} if name != "old" else {}
+    for restored in (1, 0):
+        report = bundle.unpack(tmp_path / "bundle", tracking_uri=target, rename=rename)
+        assert (report.problems, report.runs_restored, report.runs_already_there) == ((), restored, 1 - restored)
+    assert old == taken
+    found = execute(target, "SELECT name, lifecycle_stage FROM experiments WHERE experiment_id > 0 ORDER BY experiment_id")
+    assert found == [("mine", "active"), (name, "deleted")]
+    execute(target, "UPDATE experiments SET creation_time = creation_time + 1 WHERE name = ?", name)
+    with pytest.raises(CannotHoldError, match="has a deleted experiment named"):
+        bundle.unpack(tmp_path / "bundle", tracking_uri=target, rename=rename)
+
+
+def test_an_experiment_that_was_deleted_since_stays_as_it_was_restored(empty_mlflow: str, target: str, tmp_path: Path) -> None:
+    """A database is only added to: the experiment that is there keeps its stage, as the note says."""
+    client = MlflowClient(empty_mlflow)
+    experiment = client.create_experiment("x")
+    client.create_run(experiment)
+    assert again(empty_mlflow, target, tmp_path).problems == ()
+    client.delete_experiment(experiment)
+    stages = "SELECT lifecycle_stage FROM experiments WHERE name = 'x'"
+    for _ in range(2):
+        report = again(empty_mlflow, target, tmp_path)
+        (note,) = [one for one in report.notes if "'x'" in one]
+        assert "keeps what differs: lifecycle_stage (active, in the archive deleted)" in note
+        assert execute(target, stages) == [("active",)]
+    assert execute(empty_mlflow, stages) == [("deleted",)]
 
 
 def test_other_files_of_a_logged_model_are_told(empty_mlflow: str, target: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import os
@@ -327,8 +328,8 @@ def test_restored_runs_are_those_that_exist(awkward_database: Awkward, bare: str
 # -- deleted experiments --------------------------------------------------------------------------------------------------
 
 
-def test_a_deleted_experiment_is_deleted_at_the_end(bare: str, opened: Opened) -> None:
-    """A new one is deleted from the start with its own times, an existing one when it is finished."""
+def test_a_deleted_experiment_is_deleted_where_it_is_made(bare: str, opened: Opened) -> None:
+    """A new one is deleted from the start with its own times; an existing one keeps its state, and a note says so."""
     target = opened(bare)
     gone = Experiment(experiment_id="4", name="gone", lifecycle_stage="deleted", creation_time=1, last_update_time=2)
     assert target.place_experiment(gone, name="gone", existing=None) == "4"
@@ -338,13 +339,58 @@ def test_a_deleted_experiment_is_deleted_at_the_end(bare: str, opened: Opened) -
     target.finish_experiment(kept, "5")
     there = next(e for e in target.experiments() if e.name == "renamed")
     assert target.place_experiment(structs.replace(gone, name="renamed"), name="renamed", existing=there) == "5"
-    assert any("renamed" in note for note in target.notes)
+    (note,) = target.notes
+    assert note.startswith("the experiment 'renamed' was there and keeps what differs: lifecycle_stage (active, in the archive")
+    target.finish_experiment(gone, "5")
     assert rows(bare, "SELECT name, lifecycle_stage, last_update_time FROM experiments ORDER BY name") == [
         ("gone", "deleted", 2),
         ("renamed", "active", None),
     ]
-    target.finish_experiment(gone, "5")
-    assert {e.lifecycle_stage for e in target.experiments()} == {"deleted"}
+
+
+# -- a database that takes no more ----------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_is_said_and_nothing_is_half_written(bare: str, opened: Opened) -> None:
+    """SQLite ends the transaction itself then: the cause is told, and what comes later is one transaction again."""
+    target = opened(bare)
+    simple_restore(target, [])
+    target._db.set_pragmas("max_page_count = 1")  # no page more than there are
+    many = series(*(("m", step, step, 0.5) for step in range(20_000)))
+    with pytest.raises(ServerError, match="no space is left for the database") as raised:
+        simple_restore(target, [simple_run()], [many])
+    assert (raised.value.code, raised.value.hint) == ("full", "free some, run again")
+    assert rows(bare, "SELECT COUNT(*) FROM runs") == [(0,)]
+    target._db.set_pragmas("max_page_count = 1000000")
+    target._db.run("UPDATE experiments SET name = 'half written'")
+    target._db.rollback()
+    assert rows(bare, "SELECT name FROM experiments") == [("Default",)]
+    assert failures(simple_restore(target, [simple_run()], [many])) == []
+
+
+def test_an_error_of_the_rollback_hides_no_cause(bare: str, opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that is gone can undo nothing: what is raised is why it is gone."""
+    target = opened(bare)
+
+    def fail(why: str) -> Callable[..., None]:
+        def raise_it(*_: object) -> None:
+            raise ServerError(why)
+
+        return raise_it
+
+    monkeypatch.setattr(target, "_insert_experiment", fail("the cause"))
+    monkeypatch.setattr(target._db, "rollback", fail("no rollback either"))
+    with pytest.raises(ServerError, match="the cause"):
+        target.place_experiment(Experiment(experiment_id="0", name="Default"), name="Default", existing=None)
+
+
+def test_a_database_that_must_not_be_written_is_said(bare: str, opened: Opened) -> None:
+    """The sentence says what is wrong, and the hint what to do."""
+    target = opened(bare)
+    target._db.set_pragmas("query_only = 1")
+    with pytest.raises(ServerError, match="cannot be written") as raised:
+        target.place_experiment(Experiment(experiment_id="0", name="Default"), name="Default", existing=None)
+    assert (raised.value.code, raised.value.hint) == ("read-only", "let this user write the file and its folder")
 
 
 # -- points ---------------------------------------------------------------------------------------------------------------
@@ -763,6 +809,27 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ServerError, match="cannot be made"):
         DatabaseTarget(f"sqlite:///{tmp_path}/file/mlflow.db", bundle_id="test")
+
+
+def test_a_database_is_put_in_place_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a file system has no hard links, such as exFAT, a new database gets its place too, and replaces none there."""
+
+    def no_links(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    draft, place = (parse_uri(f"sqlite:///{tmp_path}/{name}.db") for name in ("draft", "deep/er/place"))
+    (tmp_path / "draft.db").write_bytes(b"new")
+    _db_schema.place_database(draft, place)
+    assert (tmp_path / "deep/er/place.db").read_bytes() == b"new"
+    (tmp_path / "deep/er/place.db").write_bytes(b"of somebody else")
+    with pytest.raises(ServerError, match="meanwhile"):
+        _db_schema.place_database(draft, place)
+    monkeypatch.undo()
+    with pytest.raises(ServerError, match="meanwhile"):
+        _db_schema.place_database(draft, place)
+    assert os.listdir(tmp_path / "deep/er") == ["place.db"]
+    assert (tmp_path / "deep/er/place.db").read_bytes() == b"of somebody else"
 
 
 # -- locations ------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from mlflow.entities.span import Span
 from mlflow.tracing.otel.otel_archival import spans_to_traces_data_pb
 
 from mlflow_bundle import open as open_bundle
-from mlflow_bundle.errors import BundleError, ServerError, StorageError
+from mlflow_bundle.errors import BundleError, IncompleteError, LimitError, ServerError, StorageError
 from mlflow_bundle.tracking import pack
 from tests.fixtures.server import MlflowServer
 from tests.tracking.http_peer import forward, serve
@@ -95,6 +95,76 @@ def test_traces_of_an_experiment_with_a_negative_id_come_along(empty_mlflow: str
     )
     report = pack("odd", tmp_path / "b", tracking_uri=empty_mlflow)
     assert report.counts.get("trace") == 1
+
+
+NANOSECONDS = 1_700_000_000_000_000_000
+
+
+def test_a_run_with_a_start_in_nanoseconds_does_not_stop_the_others(empty_mlflow: str, tmp_path: Path) -> None:
+    """No archive can hold that number: the run is named, and a partial snapshot has all but it and what belongs to it."""
+    client = MlflowClient(empty_mlflow)
+    experiment = client.create_experiment("one", artifact_location=(tmp_path / "files").as_uri())
+    runs = {}
+    for name, start in [("first", 1), ("odd", NANOSECONDS), ("last", 2)]:
+        runs[name] = client.create_run(experiment, run_name=name, start_time=start).info.run_id
+        client.log_metric(runs[name], "m", start, step=1)
+        client.log_text(runs[name], name, "name.txt")
+    said = f"run {runs['odd']} has the number {NANOSECONDS}"
+    with pytest.raises(IncompleteError, match=said) as caught:
+        pack(bundle=tmp_path / "b", tracking_uri=empty_mlflow)
+    assert not list((tmp_path / "b").glob("snapshots/*"))
+    report = pack(bundle=tmp_path / "b", tracking_uri=empty_mlflow, allow_partial=True)
+    assert report.state == "partial"
+    (problem,) = report.problems
+    assert caught.value.problems == (problem,)
+    assert (problem.code, problem.kind, problem.id) == ("number-too-large", "run", runs["odd"])
+    assert (problem.experiments, problem.runs) == ((experiment,), (runs["odd"],))
+    kept = [runs["first"], runs["last"]]
+    with open_bundle(tmp_path / "b") as archive:
+        assert archive.verify().ok
+        assert archive.runs().column("run_id").to_pylist() == kept
+        assert archive.metrics().column("value").to_pylist() == [1.0, 2.0]
+        assert archive.files_of(kept).column("run_id").to_pylist() == kept
+    assert (report.counts["run"], report.counts["metric_point"], report.counts["file"]) == (2, 2, 2)
+
+
+def test_other_entities_that_no_archive_can_hold_are_told_with_what_belongs_to_them(empty_mlflow: str, tmp_path: Path) -> None:
+    """A trace is left out with its spans, a registered model with its versions, each by its name; an experiment never is."""
+    execute(
+        empty_mlflow,
+        "INSERT INTO experiments (experiment_id, name, lifecycle_stage, workspace, artifact_location)"
+        f" VALUES (5, 'odd', 'active', 'default', '{tmp_path}')",
+        f"INSERT INTO trace_info (request_id, experiment_id, timestamp_ms, status) VALUES ('tr-1', 5, {NANOSECONDS}, 'OK')",
+        "INSERT INTO trace_info (request_id, experiment_id, timestamp_ms, status) VALUES ('tr-2', 5, 1, 'OK')",
+        *(
+            "INSERT INTO spans (trace_id, experiment_id, span_id, status, start_time_unix_nano, content)"
+            f" VALUES ('tr-{number}', 5, 's-{number}', 'OK', 1, '{{}}')"
+            for number in (1, 2)
+        ),
+        *(
+            f"INSERT INTO registered_models (name, creation_time, workspace) VALUES ('{name}', {time}, 'default')"
+            for name, time in [("bad", NANOSECONDS), ("good", 1)]
+        ),
+        *(
+            "INSERT INTO model_versions (name, version, creation_time, workspace, current_stage, source, status)"
+            f" VALUES ('{name}', 1, 1, 'default', 'None', '{tmp_path}', 'READY')"
+            for name in ("bad", "good")
+        ),
+    )
+    report = pack(bundle=tmp_path / "b", tracking_uri=empty_mlflow, allow_partial=True)
+    assert sorted((problem.code, problem.kind, problem.id) for problem in report.problems) == [
+        ("number-too-large", "registered_model", "bad"),
+        ("number-too-large", "trace", "tr-1"),
+        ("owner-left-out", "model_version", "bad/1"),
+    ]
+    with open_bundle(tmp_path / "b") as archive:
+        assert archive.verify().ok
+        assert archive.spans().column("span_id").to_pylist() == ["s-2"]
+        for kind in ("registered_model", "model_version"):
+            assert [record.name for record in archive.records(kind)] == ["good"]
+    execute(empty_mlflow, f"UPDATE experiments SET creation_time = {NANOSECONDS} WHERE experiment_id = 5")
+    with pytest.raises(LimitError, match="experiment 5 has the number"):
+        pack(bundle=tmp_path / "b", tracking_uri=empty_mlflow, allow_partial=True)
 
 
 def test_a_metric_file_that_was_cut_off_is_told(file_store_copy: Path, tmp_path: Path) -> None:

@@ -22,15 +22,7 @@ import adbc_driver_sqlite
 import pyarrow as pa
 
 from mlflow_bundle._redact import redact_uri
-from mlflow_bundle.errors import (
-    AuthError,
-    BundleError,
-    CorruptError,
-    NotFoundError,
-    ServerError,
-    UnsupportedError,
-    UsageError,
-)
+from mlflow_bundle.errors import AuthError, BundleError, CorruptError, NotFoundError, ServerError, UnsupportedError, UsageError
 from mlflow_bundle.tracking.database._adbc import Answer, Session
 
 __all__ = [
@@ -225,15 +217,17 @@ class Connection:
         text = redact_uri(" ".join(str(error).split()))[:500]
         name = self.uri.shown
         if "database is locked" in text or "database table is locked" in text:
-            return ServerError(
-                f"the database {name} is locked by another program ({text})",
-                code="locked",
-                hint="let the MLflow server finish or stop it, then run again",
-            )
+            hint = "let the MLflow server finish or stop it, then run again"
+            return ServerError(f"the database {name} is locked by another program ({text})", code="locked", hint=hint)
         if "file is not a database" in text:
             return ServerError(f"{name} is not a SQLite database", hint="name the file that MLflow writes, often mlflow.db")
         if "malformed" in text:
             return CorruptError(f"the database {name} is damaged: {text}", hint="run sqlite3 <file> 'PRAGMA integrity_check'")
+        if "disk is full" in text or "No space left" in text:
+            return ServerError(f"no space is left for the database {name} ({text})", code="full", hint="free some, run again")
+        if "readonly database" in text:
+            hint = "let this user write the file and its folder"
+            return ServerError(f"the database {name} cannot be written ({text})", code="read-only", hint=hint)
         if _REFUSED.search(text):
             return ServerError(f"the database {name} refused a value: {text}", code="refused")
         if _DENIED.search(text):
@@ -340,7 +334,13 @@ class Connection:
     def rollback(self) -> None:
         """End the transaction and undo what it did."""
         with self._errors():
-            self._session.rollback()
+            try:
+                self._session.rollback()
+            except adbc_driver_manager.Error as error:
+                # SQLite undoes it by itself where the disk is full: then the next one is still to be started.
+                if "no transaction is active" not in str(error):
+                    raise
+                self._session.table("BEGIN")
 
     def close(self) -> None:
         """End the transaction and the connection. Closing twice is harmless."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import Any, Final
 
 import msgspec
 import pyarrow as pa
 from msgspec import UNSET
 
-from mlflow_bundle.errors import CannotHoldError, ServerError, UsageError
+from mlflow_bundle.errors import BundleError, CannotHoldError, ServerError, UsageError
 from mlflow_bundle.records import Experiment, KeyValue, Problem, Record, Run, Source, record_id
 from mlflow_bundle.tracking._port import (
     ArtifactStore,
@@ -162,7 +162,9 @@ class DatabaseTarget:
         try:
             yield
         except BaseException:
-            self._db.rollback()
+            # Where a full disk ended the transaction, its end fails as well, and says nothing of the cause.
+            with suppress(BundleError):
+                self._db.rollback()
             raise
 
     def cannot_hold_experiment(self, experiment: Experiment) -> list[Problem]:
@@ -266,12 +268,7 @@ class DatabaseTarget:
             self.notes.append(f"the experiment {existing.name!r} was there and keeps what differs: {', '.join(kept)}")
 
     def finish_experiment(self, experiment: Experiment, experiment_id: str) -> None:
-        """Mark the experiment as deleted, where the archive says so. Its runs keep the state that each has in the archive."""
-        if experiment.lifecycle_stage != "deleted":
-            return
-        with self._lock, self._rolled_back():
-            self._db.run(f"UPDATE experiments SET lifecycle_stage = 'deleted' WHERE experiment_id = {int(experiment_id)}")
-            self._db.commit()
+        """Nothing: one that is made here has its state from the start, and one that was there keeps its own."""
 
     # -- runs -------------------------------------------------------------------------------------------------------------
 
