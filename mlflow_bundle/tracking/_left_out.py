@@ -47,6 +47,8 @@ class LeftOut:
 
         An entity in several experiments is left out when none of them arrives.
         """
+        if not self._gone:
+            return None
         kind, identity = str(record.__struct_config__.tag), record_id(record)
         if (kind, identity) in self._gone:
             return kind, identity

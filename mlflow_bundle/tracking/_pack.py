@@ -259,15 +259,15 @@ class _Work:
 
     def _take(self, record: Record, line: bytes | None = None) -> bool:
         """Take a record, unless no archive can hold it, or what it belongs to: then that is a problem of it, and False."""
-        owner, because = owner_of(record), self._left_out.because_of(record)
-        if because is not None:
-            kind, identity = because
+        if (because := self._left_out.because_of(record)) is not None:
+            owner, (kind, identity) = owner_of(record), because
             message = f"{owner.text} is left out: the {kind.replace('_', ' ')} {identity!r} that it belongs to is"
             self.problems.append(problem_of("owner-left-out", owner, "", message))
             return False
         try:
             self._packer.add(record, line)
         except LimitError as error:
+            owner = owner_of(record)
             self._left_out.add(owner.kind, owner.id)
             self.problems.append(problem_of(error.code, owner, "", error.message))
             return False

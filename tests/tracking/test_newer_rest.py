@@ -419,7 +419,7 @@ def test_an_older_server_has_no_place_for_them(packed: Path, start_server: Serve
     report = bundle.unpack(packed, tracking_uri=target.url, allow_partial=True)
     told = [problem.message for problem in report.problems]
     assert told[0] in str(refused.value)
-    assert sum("last seen timestamp are left out" in message for message in told) == 3
+    assert sum("last seen timestamp is left out" in message for message in told) == 3
     assert sum("metadata are left out" in message for message in told) == 2
     assert {problem.kind for problem in report.problems if problem.code == "kind-not-held"} == {"skill", "skill_version"}
     assert [outcome(report, kind) for kind in ("skill", "skill_version", "issue")] == [

@@ -35,6 +35,7 @@ def told(bundle: Path, uri: str) -> bool:
 def a_trace(uri: str) -> str:
     """A trace of three spans in a database; its id."""
     mlflow.set_tracking_uri(uri)
+    mlflow.set_experiment(experiment_id="0")  # another test may have left its own
     with mlflow.start_span("root") as root:
         for name in ("one", "two"):
             with mlflow.start_span(name):

@@ -44,9 +44,11 @@ def test_rows_of_what_is_missing_are_noted(estate: Estate, tmp_path: Path) -> No
     shutil.copy(estate.folder / "mlflow.db", tmp_path / "mlflow.db")
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     assert notes(uri) == []
-    execute(uri, *(f"DELETE FROM {owner}" for owner in sorted({link.owner for link in LINKS} - {"inputs"})))
+    there = {name for (name,) in rows(uri, "SELECT name FROM sqlite_master")}
+    links = [link for link in LINKS if link.table in there]
+    execute(uri, *(f"DELETE FROM {owner}" for owner in sorted({link.owner for link in links} - {"inputs"})))
     found, told = notes(uri), set()
-    for link in LINKS:
+    for link in links:
         constants = " AND ".join(f"{column} = '{value}'" for column, value in link.constants.items())
         ((count,),) = rows(uri, f"SELECT COUNT(*) FROM {link.table} WHERE {constants or '1'}")
         if count and link.table not in ("inputs", "input_tags", "datasets", "entity_associations"):
