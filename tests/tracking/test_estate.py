@@ -147,7 +147,9 @@ def test_both_roads_tell_the_same(packed: str, asked: str) -> None:
     assert {kind for kind, _ in second.keys() - first.keys()} <= {"label_schema"}
     second = {key: found for key, found in second.items() if key in first}
     missing = first.keys() - second.keys()
-    stages = {key: {getattr(first[key], name, "") for name in ("lifecycle_stage", "current_stage")} for key in missing}
+    stages = {
+        key: {getattr(first[key], name, "") for name in ("lifecycle_stage", "current_stage", "status")} for key in missing
+    }
     deleted = {key for key in missing if stages[key] & {"deleted", "Deleted_Internal"}}
     assert {kind for kind, _ in missing - deleted} <= {"label_schema", "workspace"}
     wrong = []

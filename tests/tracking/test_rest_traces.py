@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 from mlflow.entities.span import Span
-from mlflow.tracing.otel.translation import translate_span_when_storing
+from mlflow.tracing.otel import translation
 from mlflow.tracing.utils import TraceJSONEncoder, dump_span_attribute_value
 from msgspec import UNSET
 
@@ -756,7 +756,9 @@ def test_attributes_travel_unchanged(attributes: dict[str, str]) -> None:
     attributes = {"mlflow.traceRequestId": json.dumps(f"tr-{identity}"), "mlflow.spanType": '"LLM"', **attributes}
     content = span_text(trace_id="ASNFZ4mrze8BI0VniavN7w==", attributes=attributes)
     received = Span.from_otel_proto(otlp_span(f"tr-{identity}", content, keeps_kind=True))
-    stored = json.dumps(translate_span_when_storing(received), cls=TraceJSONEncoder, ensure_ascii=False)
+    if hasattr(translation, "strip_otlp_double_encoding"):  # its server calls it, since 3.18
+        received._span._attributes = translation.strip_otlp_double_encoding(received._span._attributes)
+    stored = json.dumps(translation.translate_span_when_storing(received), cls=TraceJSONEncoder, ensure_ascii=False)
     assert stored.replace(', "kind": "SPAN_KIND_INTERNAL"', "") == content
     assert received.span_type == "LLM"
 

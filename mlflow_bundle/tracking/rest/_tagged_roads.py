@@ -104,15 +104,15 @@ class OwnerRoad(TaggedRoad):
     def bare(self, record: Any) -> Any:
         record = super().bare(record)
         tags = tuple(tag for tag in record.tags if tag.key != RESTORE_TAG)  # it is set at last
-        return replace(record, icons=plain(record.icons), description=record.description or UNSET, aliases=(), tags=tags)
+        return replace(record, icons=_icons(record), description=record.description or UNSET, aliases=(), tags=tags)
 
     def request(self, wanted: Any) -> dict[str, Any]:
         """The body of the request that makes the entity."""
         body: dict[str, Any] = {"name": wanted.name}
         if isinstance(wanted.description, str):
             body["description"] = wanted.description
-        if isinstance(wanted.icons, str):
-            body["icons"] = json.loads(wanted.icons)
+        if isinstance(icons := _icons(wanted), str):
+            body["icons"] = json.loads(icons)
         return body
 
     def create(self, wanted: Any, result: EntityResult) -> None:  # noqa: ARG002
@@ -131,8 +131,8 @@ class OwnerRoad(TaggedRoad):
             for name in self.texts
             if isinstance(value := getattr(wanted, name), str) and getattr(found, name) is UNSET
         }
-        if isinstance(wanted.icons, str) and found.icons is UNSET:
-            lacking["icons"] = json.loads(wanted.icons)
+        if isinstance(icons := _icons(wanted), str) and found.icons is UNSET:
+            lacking["icons"] = json.loads(icons)
         if lacking:
             self.change(wanted, lacking)
         tags = tag_map(found.tags)
@@ -226,6 +226,12 @@ def asked(server: Server, path: str) -> dict[str, Any] | None:
             return None
         raise
     return found
+
+
+def _icons(record: Any) -> str | UnsetType:
+    """The icons in one spelling. A database has JSON for none too, which a server does not tell from nothing."""
+    icons = plain(record.icons)
+    return UNSET if icons in ("null", "[]") else icons
 
 
 def plain(text: str | UnsetType) -> str | UnsetType:
